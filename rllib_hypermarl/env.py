@@ -1,0 +1,246 @@
+"""The contract between HyperMARL and a batched multi-agent simulator, and the registry of names.
+
+A batched env steps E copies of one multi-agent task at once. Everything that crosses the contract is a tensor on the
+env's own device with the env axis first and the agent axis second: `[E, N, ...]`. Agents never change order.
+
+A new environment needs `BatchedEnv` (two methods) and a name: `register("mine", "my_package.my_module")`, or no name at
+all: `env: my_package.my_module:MyEnv` in a config finds it as it is.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+
+class EnvError(RuntimeError):
+    """An environment broke the contract or raised. The message names the env, the agent and the field."""
+
+
+class UnknownEnvError(ValueError):
+    """No environment goes by this name, or its arguments or its package are wrong."""
+
+
+@dataclasses.dataclass(slots=True)
+class Step:
+    """What one call of `reset` or `step` returns, for E envs and N agents.
+
+    An env whose episode ends in this step resets itself: `obs` is then the first observation of the next episode, and
+    `final_obs` the last one of the episode that ended. Where nothing ended the two are equal; an env that ended nowhere
+    should return the very same tensor twice, so that nobody has to compare them.
+
+    Attributes:
+        obs: `[E, N, obs]` float. What to act on next.
+        reward: `[E, N]` float. The env's own reward of the transition; zeros from `reset`.
+        terminated: `[E]` bool. The task ended; the value of the final observation is zero.
+        truncated: `[E]` bool. Time ran out; the value of the final observation is bootstrapped.
+        final_obs: `[E, N, obs]`.
+        state: `[E, state]`, optional. The whole env, for central critics.
+        final_state: `[E, state]`, beside `state`, as `final_obs` is beside `obs`.
+        action_mask: `[E, N, actions]` bool, optional. True where an action is allowed.
+        alive: `[E, N]` bool, optional. False for agents that left or died. None: all are alive.
+        extras: named tensors `[E, ...]` for metrics and pictures (positions, visibility). Never used for learning.
+    """
+
+    obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: Tensor
+    state: Tensor | None = None
+    final_state: Tensor | None = None
+    action_mask: Tensor | None = None
+    alive: Tensor | None = None
+    extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class BatchedEnv(abc.ABC):
+    """E copies of one multi-agent task, stepped together.
+
+    Subclasses set the attributes in `__init__`; all of them are fixed from then on.
+    """
+
+    num_envs: int
+    """E."""
+    agents: tuple[str, ...]
+    """The N agent ids, in the order of the agent axis."""
+    observation_spaces: dict[str, gym.Space]
+    """Per agent; flat `Box` spaces."""
+    action_spaces: dict[str, gym.Space]
+    """Per agent."""
+    state_space: gym.Space | None = None
+    """Space of `Step.state`, or None where the env has none."""
+    device: torch.device = torch.device("cpu")
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated, or None where it never is."""
+
+    @abc.abstractmethod
+    def reset(self, seed: int | None = None) -> Step:
+        """Starts a new episode in every env. A seed restarts the env's own random stream; None goes on with it."""
+
+    @abc.abstractmethod
+    def step(self, actions: Tensor) -> Step:
+        """Steps every env with `actions` (`[E, N]` integer for `Discrete` spaces, `[E, N, dim]` float for `Box`)."""
+
+    def get_state(self) -> dict[str, Any] | None:
+        """Everything needed to go on from here bit for bit; None if this env cannot, and restarts on resume."""
+        return None
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a state that `get_state` of an equally configured env returned."""
+        raise EnvError(f"{type(self).__name__} cannot be restored from a saved state")
+
+    def close(self) -> None:  # noqa: B027  (optional, not abstract)
+        """Frees what the env holds."""
+
+
+class Wrapper(BatchedEnv):
+    """Base of wrappers (reward transforms, normalisers): passes everything on. State of its own belongs into
+    `get_state`/`set_state` of the subclass, beside the inner env's."""
+
+    def __init__(self, env: BatchedEnv):
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":  # not set yet: while unpickling
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def reset(self, seed: int | None = None) -> Step:
+        return self.env.reset(seed)
+
+    def step(self, actions: Tensor) -> Step:
+        return self.env.step(actions)
+
+    def get_state(self) -> dict[str, Any] | None:
+        return self.env.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.env.set_state(state)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- registry
+
+# Prefix -> module with `make(name, num_envs, device, **env_config) -> BatchedEnv`, `names() -> list[str]` and
+# `REQUIRES`, the package it imports when asked for (or None). A module name that begins with a dot is ours.
+_PROVIDERS: dict[str, str] = {
+    "games": ".envs.matrix_games",
+    "vmas": ".envs.vmas",
+}
+
+
+def register(prefix: str, module: str) -> None:
+    """Makes `prefix/NAME` resolve through `module.make(NAME, ...)`; see `envs/matrix_games.py` for an example."""
+    _PROVIDERS[prefix] = module
+
+
+def providers() -> Mapping[str, Any]:
+    """Prefix -> its module, imported. None of them imports its simulator at that time."""
+    return {prefix: importlib.import_module(module, __package__) for prefix, module in sorted(_PROVIDERS.items())}
+
+
+def resolve(name: str) -> Callable[..., BatchedEnv]:
+    """The factory behind a name: called with `num_envs`, `device` and the env_config, it makes the env.
+
+    Args:
+        name: `prefix/NAME` of a registered provider, or `package.module:Attr`.
+
+    Raises:
+        UnknownEnvError: with the nearest valid name.
+    """
+    if ":" in name:
+        module_name, _, attr = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attr)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UnknownEnvError(f"env {name!r} cannot be imported: {error}") from error
+    prefix, _, scenario = name.partition("/")
+    available = providers()
+    if prefix not in available or not scenario:
+        raise UnknownEnvError(f"unknown env {name!r}: {nearest(name, list_names())}")
+    provider = available[prefix]
+    if provider.REQUIRES and importlib.util.find_spec(provider.REQUIRES) is None:
+        raise UnknownEnvError(f"env {name!r} needs the package {provider.REQUIRES!r}: pip install {provider.REQUIRES}")
+    if scenario not in provider.names():
+        raise UnknownEnvError(f"unknown env {name!r}: {nearest(name, list_names(prefix))}")
+    return lambda **kwargs: provider.make(scenario, **kwargs)
+
+
+def make(name: str, *, num_envs: int, device: str | torch.device = "cpu", **env_config: Any) -> BatchedEnv:
+    """Makes `num_envs` copies of the named env on `device`.
+
+    Raises:
+        UnknownEnvError: the name is unknown, its package is missing, or the env refuses its `env_config`.
+    """
+    factory = resolve(name)
+    try:
+        return factory(num_envs=num_envs, device=torch.device(device), **env_config)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UnknownEnvError(f"env {name!r} refuses env_config {env_config}: {error}") from error
+
+
+def list_names(prefix: str | None = None) -> list[str]:
+    """All registered env names, as `prefix/NAME`. Providers whose package is missing are left out."""
+    names = []
+    for key, provider in providers().items():
+        installed = not provider.REQUIRES or importlib.util.find_spec(provider.REQUIRES) is not None
+        if prefix in (None, key) and installed:
+            names += [f"{key}/{name}" for name in provider.names()]
+    return names
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """`did you mean 'x'?`, or the valid names where none is near. For error messages."""
+    match = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"valid are {', '.join(sorted(valid)) or 'none'}"
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def check_shapes(env: BatchedEnv, step: Step, name: str) -> None:
+    """Compares shapes and dtypes of a step with what the env declared; costs no synchronisation.
+
+    Raises:
+        EnvError: names the env, the field, what was expected and what came.
+    """
+    e, n = env.num_envs, len(env.agents)
+    obs = (e, n, env.observation_spaces[env.agents[0]].shape[0])
+    expected = {"obs": obs, "final_obs": obs, "reward": (e, n), "terminated": (e,), "truncated": (e,)}
+    for field, shape in expected.items():
+        value = getattr(step, field)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise EnvError(f"env {name!r} returned {field} of shape {got}, expected {shape} ([E, N, ...])")
+    for field in ("terminated", "truncated"):
+        if getattr(step, field).dtype != torch.bool:
+            raise EnvError(f"env {name!r} returned {field} as {getattr(step, field).dtype}, expected torch.bool")
+
+
+def check_finite(values: Tensor, field: str, agents: tuple[str, ...], name: str) -> None:
+    """Checks a whole rollout tensor `[T, E, N, ...]` at once.
+
+    Raises:
+        EnvError: names the env, the field, and the first agent, sub-env and step with a NaN or an infinity.
+    """
+    if torch.isfinite(values.sum()):  # one pass and one number; a finite tensor whose sum overflows is checked below
+        return
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        t, e, n = bad[0][:3].tolist()
+        raise EnvError(
+            f"env {name!r} returned a non-finite {field} ({values[tuple(bad[0])].item()}) "
+            f"for agent {agents[n]!r}, sub-env {e}, step {t} of the rollout; {len(bad)} such values in all"
+        )
