@@ -1,0 +1,149 @@
+"""Initialisation schemes.
+
+`paper`      What the reference code does: orthogonal blocks in the heads of the hypernetwork, LeCun-normal hidden layers,
+             generated biases zero. The generated matrices come out at `||h(e)||` times the standard scale: four times
+             too large with 4 agents and 4-d embeddings, about right with 64-d ones.
+`exact`      The default. Features of unit length, and every generated matrix of every policy at the standard scale
+             (root mean square singular value = gain), for any embedding size, hidden size and number of policies.
+`framework`  PyTorch's own defaults everywhere (the paper's ablation "without RF").
+
+Networks that are not generated get the direct PPO initialisation (orthogonal, biases zero) under `paper` and `exact`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .contexts import Embedding
+from .sharing import Direct, HyperNetwork
+
+
+def orthogonal(count: int, rows: int, cols: int, gain: float) -> Tensor:
+    """`count` independent random matrices `[rows, cols]` whose singular values all equal `gain`."""
+    q, r = torch.linalg.qr(torch.randn(count, max(rows, cols), min(rows, cols)))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes the distribution uniform
+    return gain * (q if rows >= cols else q.mT)
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Truncated normal with variance 1 / fan-in, for `[..., in, out]` (Flax's default, used by the reference)."""
+    std = weight.shape[-2] ** -0.5 / 0.87962566103423978  # standard deviation of a normal cut at two sigmas
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def spread(count: int, dim: int, length: float, steps: int = 300) -> Tensor:
+    """`count` vectors `[count, dim]` of one length, as far apart in direction as gradient descent finds.
+
+    Orthogonal where there is room. More vectors than dimensions would start as close as chance has it, and two policies
+    with equal embeddings are one policy: pushing them apart costs milliseconds, once.
+    """
+    if count <= dim:
+        return orthogonal(1, count, dim, length)[0]
+    x = torch.randn(count, dim)
+    for step in range(steps):
+        x = nn.functional.normalize(x, dim=-1)
+        cosine = x @ x.T
+        push = torch.softmax(cosine.fill_diagonal_(-math.inf) * 20.0, dim=-1)  # the nearest neighbours push most
+        x = x - 0.5 * (1 - step / steps) * (push @ x)
+    return length * nn.functional.normalize(x, dim=-1)
+
+
+def calibrate(features: Tensor, kernel: Tensor, norm: float, rounds: int = 100) -> Tensor:
+    """Nudges a head's kernel until it generates rows of one Frobenius norm for every policy.
+
+    Alternates between rescaling the generated rows and the smallest change of the kernel that yields them.
+
+    Args:
+        features: `[P, h]`, what the head reads.
+        kernel: `[h, in * out]`.
+        norm: the wanted norm of each row of `features @ kernel`.
+
+    Returns:
+        The changed kernel, `[h, in * out]`.
+    """
+    features, kernel = features.double(), kernel.double()
+    inverse = torch.linalg.pinv(features, rtol=1e-2)
+    for _ in range(rounds):
+        generated = features @ kernel
+        excess = norm / generated.norm(dim=-1, keepdim=True).clamp_min(1e-9) - 1
+        if excess.abs().max() < 5e-3:
+            break
+        kernel = kernel + inverse @ (excess * generated)
+    return kernel.float()
+
+
+@torch.no_grad()
+def init_embedding(encoder: Embedding, scheme: str) -> None:
+    """Learned contexts: orthogonal of gain sqrt(2) (`paper`), spread on that sphere (`exact`), normal (`framework`)."""
+    count, dim = encoder.weight.shape
+    if scheme == "paper":
+        encoder.weight.copy_(orthogonal(1, count, dim, math.sqrt(2.0))[0])
+    elif scheme == "exact":
+        encoder.weight.copy_(spread(count, dim, math.sqrt(2.0)))
+    else:
+        nn.init.normal_(encoder.weight)
+
+
+@torch.no_grad()
+def init_direct(source: Direct, scheme: str) -> None:
+    """Weights that are parameters: orthogonal with the layer's gain, or PyTorch's `Linear` default."""
+    for weight, bias, (i, o, gain) in zip(source.weights, source.biases, source.layers, strict=True):
+        if scheme == "framework":
+            bound = i**-0.5
+            weight.uniform_(-bound, bound)
+            bias.uniform_(-bound, bound)
+        else:
+            weight.copy_(orthogonal(len(weight), i, o, gain))
+            bias.zero_()
+
+
+def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 50) -> None:
+    """Scales the hidden layers so that features have unit length (root mean square over policies) in each generator.
+
+    Narrow hidden layers can leave all units of some policy off (ReLU); no head could give it any weights. Generators
+    where that happens are drawn again.
+    """
+    for _ in range(rounds):
+        length = torch.stack(source.features(context)).norm(dim=-1)  # [2L, P]
+        scale = length.square().mean(-1).sqrt()
+        dead = length.min(-1).values < 0.1 * scale
+        if not dead.any():
+            break
+        for weight in source.trunk_weights:
+            fresh = torch.empty_like(weight)
+            lecun_normal_(fresh)
+            weight[dead] = fresh[dead]
+    source.trunk_weights[-1].div_(scale.clamp_min(1e-9)[:, None, None])  # ReLU is homogeneous: this scales features
+
+
+@torch.no_grad()
+def init_hypernetwork(source: HyperNetwork, context: Tensor | None, scheme: str) -> None:
+    """Args: context `[P, d]` as it will be read at the start (None: the identity)."""
+    if scheme == "framework":
+        for weight, bias in [
+            *zip(source.trunk_weights, source.trunk_biases, strict=True),
+            *zip(source.head_weights, source.head_biases, strict=True),
+        ]:
+            bound = weight.shape[-2] ** -0.5
+            weight.uniform_(-bound, bound)
+            bias.uniform_(-bound, bound)
+        return
+
+    for weight, bias in zip(source.trunk_weights, source.trunk_biases, strict=True):
+        lecun_normal_(weight)
+        bias.zero_()
+    if scheme == "exact" and len(source.trunk_weights):
+        _unit_features(source, context)
+
+    heads = zip(source.features(context), source.head_weights, source.head_biases, source.shapes, strict=True)
+    gains = [gain for _, _, gain in source.layers for _ in range(2)]
+    for (features, weight, bias, shape), gain in zip(heads, gains, strict=True):
+        weight.zero_()
+        bias.zero_()
+        if len(shape) == 2:  # a matrix; generated biases start at zero
+            weight.copy_(orthogonal(len(weight), *shape, gain).flatten(1))
+            if scheme == "exact" and features is not None:
+                weight.copy_(calibrate(features, weight, gain * min(shape) ** 0.5))

@@ -1,0 +1,95 @@
+"""What a model is made of, as plain data: nothing here knows PPO, RLlib or an environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+Sharing = Literal["hyper_mlp", "hyper_linear", "none", "full", "full_id"]
+Context = Literal["embedding", "one_hot"]
+Init = Literal["paper", "exact", "framework"]
+Activation = Literal["relu", "tanh"]
+
+SHARING: tuple[str, ...] = get_args(Sharing)
+CONTEXTS: tuple[str, ...] = get_args(Context)
+INITS: tuple[str, ...] = get_args(Init)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """One target network per policy: an MLP whose weights come from where `sharing` says.
+
+    Attributes:
+        in_dim: size of its input, without any agent id.
+        out_dim: size of its output (logits, a value, ...).
+        hidden: sizes of its hidden layers.
+        sharing: `hyper_mlp` and `hyper_linear` generate the weights (paper Eq. 3 and 2), `none` gives every policy its
+            own (NoPS), `full` one set for all (FuPS), `full_id` one set that also reads the policy's one-hot id.
+        activation: between layers.
+        out_gain: gain of the last layer's initialisation (paper: 0.01 for actors, 1 for critics).
+    """
+
+    in_dim: int
+    out_dim: int
+    hidden: tuple[int, ...] = (64, 64)
+    sharing: Sharing = "hyper_mlp"
+    activation: Activation = "relu"
+    out_gain: float = 1.0
+
+    @property
+    def layers(self) -> list[tuple[int, int, float]]:
+        """`(in, out, gain)` of every layer of the target network."""
+        sizes = [self.in_dim, *self.hidden, self.out_dim]
+        gains = [math.sqrt(2.0)] * len(self.hidden) + [self.out_gain]
+        return list(zip(sizes[:-1], sizes[1:], gains, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A team's networks: named heads over one set of policies.
+
+    Attributes:
+        policies: the P policy ids, in the order of the context rows.
+        agent_policies: for each of the N agents, in the env's order, the index of its policy.
+        heads: name -> target network. PPO has `actor` and `critic`; another learner may add twins or targets.
+        context: what hypernetworks read. None: learned embeddings for `hyper_mlp`, one-hot for `hyper_linear` (the
+            paper's two variants).
+        embedding_dim: size d of a learned embedding.
+        hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
+        init: `exact`, `paper` or `framework`, see `nets/init.py`.
+    """
+
+    policies: tuple[str, ...]
+    agent_policies: tuple[int, ...]
+    heads: dict[str, HeadSpec]
+    context: Context | None = None
+    embedding_dim: int = 4
+    hypernet_hidden: tuple[int, ...] = (64,)
+    init: Init = "exact"
+
+    def __post_init__(self) -> None:
+        if set(self.agent_policies) != set(range(len(self.policies))):
+            raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
+        for name, head in self.heads.items():
+            if head.sharing not in SHARING:
+                raise ValueError(f"heads[{name!r}].sharing is {head.sharing!r}, valid are {', '.join(SHARING)}")
+            if head.activation not in ACTIVATIONS:
+                raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
+
+    def context_of(self, head: HeadSpec) -> Context:
+        """The kind of context that generates this head."""
+        return self.context or ("embedding" if head.sharing == "hyper_mlp" else "one_hot")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
+        heads = {
+            name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()
+        }
+        tuples = {key: tuple(data[key]) for key in ("policies", "agent_policies", "hypernet_hidden")}
+        return cls(**{**data, **tuples, "heads": heads})

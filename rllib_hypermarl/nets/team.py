@@ -1,0 +1,115 @@
+"""The team's networks: generate once, apply in one batched product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .contexts import Embedding, OneHot
+from .init import init_direct, init_embedding, init_hypernetwork
+from .sharing import HyperNetwork, Layer, make_source
+from .spec import ModelSpec
+
+Weights = dict[str, list[Layer]]
+_ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_}
+
+
+def apply_target(layers: list[Layer], x: Tensor, activation: str) -> Tensor:
+    """Runs every policy's target network on its own rows.
+
+    Args:
+        layers: `(weight [G, in, out], bias [G, out])` per layer; a leading 1 means one tensor for all.
+        x: `[P, B, in]`.
+
+    Returns:
+        `[P, B, out]`.
+    """
+    act = _ACTIVATIONS[activation]
+    for depth, (weight, bias) in enumerate(layers):
+        if depth:
+            x = act(x)
+        if len(weight) == len(x):
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight)
+        elif len(bias) == 1:
+            x = torch.addmm(bias[0], x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:2], -1)
+        else:
+            x = x @ weight[0] + bias.unsqueeze(1)
+    return x
+
+
+class AgentGroups:
+    """Moves rows of N agents to their P policies and back: P = N, P < N and P = 1 in one code path.
+
+    Policies with fewer agents than the largest are filled up with rows of agent 0, whose outputs nobody reads.
+    """
+
+    def __init__(self, agent_policies: tuple[int, ...], num_policies: int):
+        members = [[a for a, p in enumerate(agent_policies) if p == policy] for policy in range(num_policies)]
+        self.size = max(len(group) for group in members)
+        slots = [group + [0] * (self.size - len(group)) for group in members]
+        self.slots = torch.tensor(sum(slots, []))
+        self.home = torch.tensor([p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)])
+        self.identity = self.slots.tolist() == list(range(len(agent_policies)))
+        self.num_policies = num_policies
+
+    def gather(self, x: Tensor) -> Tensor:
+        """`[N, B, ...] -> [P, K * B, ...]`, K the most agents of one policy."""
+        if not self.identity:
+            x = x.index_select(0, self.slots.to(x.device))
+        return x.reshape(self.num_policies, -1, *x.shape[2:])
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """`[P, K * B, ...] -> [N, B, ...]`."""
+        x = x.reshape(self.num_policies * self.size, -1, *x.shape[2:])
+        return x if self.identity else x.index_select(0, self.home.to(x.device))
+
+
+class TeamNet(nn.Module):
+    """All heads of a team: context encoders, weight sources, and the target networks they feed.
+
+    `generate` once per rollout and once per gradient step; `forward` as often as needed with what it returned.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        num_policies = len(spec.policies)
+        self.groups = AgentGroups(spec.agent_policies, num_policies)
+        kinds = {spec.context_of(head) for head in spec.heads.values() if head.sharing.startswith("hyper")}
+        encoders = {"embedding": lambda: Embedding(num_policies, spec.embedding_dim), "one_hot": lambda: OneHot(num_policies)}
+        self.contexts = nn.ModuleDict({kind: encoders[kind]() for kind in sorted(kinds)})
+        self.sources = nn.ModuleDict()
+        for name, head in spec.heads.items():
+            dim = self.contexts[spec.context_of(head)].dim if head.sharing.startswith("hyper") else 0
+            self.sources[name] = make_source(head, num_policies, dim, spec.hypernet_hidden)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters afresh with the spec's scheme."""
+        for encoder in self.contexts.values():
+            if isinstance(encoder, Embedding):
+                init_embedding(encoder, self.spec.init)
+        for name, source in self.sources.items():
+            if isinstance(source, HyperNetwork):
+                init_hypernetwork(source, self._context(name), self.spec.init)
+            else:
+                init_direct(source, self.spec.init)
+
+    def _context(self, head: str) -> Tensor | None:
+        spec = self.spec.heads[head]
+        return self.contexts[self.spec.context_of(spec)]() if spec.sharing.startswith("hyper") else None
+
+    def generate(self, *heads: str) -> Weights:
+        """The target weights of the named heads (all of them if none is named), for every policy."""
+        return {name: self.sources[name](self._context(name)) for name in heads or self.sources}
+
+    def forward(self, head: str, x: Tensor, weights: Weights) -> Tensor:
+        """Args: x `[N, B, in]`, each agent's own rows. Returns `[N, B, out]`."""
+        grouped = self.groups.gather(x)
+        return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters per head, of the contexts, and in total."""
+        counts = {name: sum(p.numel() for p in source.parameters()) for name, source in self.sources.items()}
+        counts["context"] = sum(p.numel() for p in self.contexts.parameters())
+        return {"total": sum(counts.values()), **counts}
