@@ -1,0 +1,56 @@
+"""Plays whole episodes with a team's networks. No Ray."""
+
+from __future__ import annotations
+
+import torch
+
+from .env import BatchedEnv, EnvError
+from .nets import Categorical, TeamNet
+from .rollout import Episodes
+
+_LONGEST = 10_000  # steps after which an episode of an env without a time limit is given up
+
+
+@torch.no_grad()
+def evaluate(
+    net: TeamNet, env: BatchedEnv, num_episodes: int, *, seed: int | None, explore: bool = False, name: str = "env"
+) -> Episodes:
+    """Plays `num_episodes` episodes, spread evenly over the env's copies.
+
+    Every copy plays a number of episodes fixed beforehand, so that short episodes are not counted more often than long
+    ones. The same net, env and seed give the same episodes.
+
+    Args:
+        net: on the env's device.
+        seed: of the env and, with `explore`, of the actions.
+        explore: sample actions; else take the most likely ones.
+
+    Raises:
+        EnvError: an episode does not end.
+    """
+    generator = torch.Generator(device=env.device)
+    generator.manual_seed(seed if seed is not None else torch.seed())
+    weights = net.generate("actor")
+    quota = torch.full((env.num_envs,), num_episodes // env.num_envs, device=env.device)
+    quota[: num_episodes % env.num_envs] += 1
+    step = env.reset(seed)
+    running = torch.zeros_like(step.reward)
+    length = torch.zeros_like(quota)
+    returns, lengths = [], []
+    limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
+    for _ in range(limit):
+        dist = Categorical(net("actor", step.obs.transpose(0, 1), weights))
+        step = env.step((dist.sample(generator) if explore else dist.mode()).T)
+        running, length = running + step.reward, length + 1
+        done = step.terminated | step.truncated
+        counted = done & (quota > 0)
+        returns.append(running[counted])
+        lengths.append(length[counted])
+        quota -= counted.int()
+        running, length = running * ~done[:, None], length * ~done
+        if not (quota > 0).any():
+            return Episodes(torch.cat(returns).cpu(), torch.cat(lengths).cpu())
+    raise EnvError(
+        f"env {name!r}: {int(quota.sum())} of {num_episodes} episodes did not end within {limit} steps; "
+        "give it a time limit (max_steps)"
+    )

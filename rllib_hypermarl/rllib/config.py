@@ -1,0 +1,402 @@
+"""`HyperMARLConfig`: RLlib's PPO config with one more group for the hypernetwork, checked loudly."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+import yaml
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.policy import PolicySpec
+
+from .. import env as envs
+from ..losses import PPOLossConfig
+from ..nets import HeadSpec, ModelSpec
+from ..nets.spec import Activation, Context, Init, Sharing
+from .grammar import GROUPS, ConfigError, apply_overrides, check_keys, check_type, read_yaml
+from .policies import OWN, Patterns, map_agents
+
+HYPER = "hyper"
+"""Id of the one RLModule that owns all parameters."""
+
+# Callbacks that RLlib's Algorithm itself fires; those of its env runners have no meaning on batched environments.
+_HONOURED_CALLBACKS = {
+    "on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded",
+}  # fmt: skip
+# What we set ourselves, RLlib changes on its own copies, or is bookkeeping.
+_INTERNAL = {
+    "algo_class", "class", "_is_frozen", "in_evaluation", "evaluation_config", "env", "env_config", "seed", "policies",
+    "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
+    "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
+}  # fmt: skip
+_HINTS = {
+    "train_batch_size": "use train_batch_size_per_learner",
+    "batch_mode": "rollouts are always truncated, and bootstrap from the final observation",
+    "vf_clip_param": "it clamps the squared error; for PPO's value clipping set hypermarl.clip_value_loss",
+    "model": "networks are set in the group hypermarl",
+    "_model_config": "networks are set in the group hypermarl",
+    "_rl_module_spec": "the module is HyperMARL's own; its networks are set in the group hypermarl",
+    "observation_filter": "observations reach the networks as the environment gives them",
+    "policies_to_train": "generated weights cannot be frozen this way: they move with the shared hypernetwork",
+    "explore": "training always samples; evaluation is greedy, or set evaluation_config={'explore': True}",
+}
+
+
+def _to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
+    """RLlib's policy mapping on the fast path: every agent's rows are in the one batch of `hyper`."""
+    return HYPER
+
+
+class HyperMARLConfig(PPOConfig):
+    """Config of `HyperMARL`; see docs/config.md for every key and every default that differs from PPO's.
+
+        config = (
+            HyperMARLConfig()
+            .environment("vmas/dispersion", env_config={"n_agents": 4, "max_steps": 100})
+            .hypermarl(sharing="hyper_mlp", embedding_dim=4)
+            .training(lr=1e-3)
+        )
+        algo = config.build_algo()
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        from .algorithm import HyperMARL
+        from .env_runner import BatchedEnvRunner
+
+        super().__init__(algo_class=algo_class or HyperMARL)
+        self.sharing: Sharing = "hyper_mlp"
+        self.critic_sharing: Sharing | None = None
+        self.critic: Literal["independent"] = "independent"
+        self.context: Context | None = None
+        self.embedding_dim = 4
+        self.hypernet_hidden: Sequence[int] = (64,)
+        self.actor_hidden: Sequence[int] = (64, 64)
+        self.critic_hidden: Sequence[int] = (64, 64)
+        self.activation: Activation = "relu"
+        self.init: Init = "exact"
+        self.clip_value_loss: float | None = 0.2
+
+        self.stop_env_steps: int = 8_000_000
+        self.checkpoint_seconds: float = 30.0
+        self.device = "auto"
+        self.torch_threads: int | str = "auto"
+
+        self.lr = 1e-3
+        self.lambda_ = 0.95
+        self.clip_param = 0.2
+        self.entropy_coeff = 0.01
+        self.vf_loss_coeff = 0.5
+        self.vf_clip_param = float("inf")
+        self.use_kl_loss = False
+        self.grad_clip = 0.5
+        self.num_epochs = 4
+        self.minibatch_size = 1024
+        self.train_batch_size_per_learner = 8192
+        self.num_env_runners = 0
+        self.num_envs_per_env_runner = 128
+        self.evaluation_duration = 64
+        self.seed = 0
+
+        self.env_runner_cls = BatchedEnvRunner
+        self.policy_patterns: Patterns = {"*": OWN}
+        super().multi_agent(policies={HYPER: PolicySpec()}, policy_mapping_fn=_to_hyper)
+
+    # ------------------------------------------------------------------------------------------------- fluent groups
+
+    def hypermarl(
+        self,
+        *,
+        sharing: Sharing = NotProvided,
+        critic_sharing: Sharing | None = NotProvided,
+        critic: Literal["independent"] = NotProvided,
+        context: Context | None = NotProvided,
+        embedding_dim: int = NotProvided,
+        hypernet_hidden: Sequence[int] = NotProvided,
+        actor_hidden: Sequence[int] = NotProvided,
+        critic_hidden: Sequence[int] = NotProvided,
+        activation: Activation = NotProvided,
+        init: Init = NotProvided,
+        clip_value_loss: float | None = NotProvided,
+    ) -> HyperMARLConfig:
+        """Sets the networks.
+
+        Args:
+            sharing: where actor weights come from: `hyper_mlp`, `hyper_linear`, `none`, `full`, `full_id`.
+            critic_sharing: the same for critics. None: as `sharing`.
+            critic: `independent`, each agent's critic reads that agent's observation (IPPO).
+            context: what hypernetworks read, `embedding` or `one_hot`. None: `embedding` for `hyper_mlp` and
+                `one_hot` for `hyper_linear`, the paper's two variants.
+            embedding_dim: size of a policy's learned embedding.
+            hypernet_hidden: hidden sizes of each generator of `hyper_mlp`.
+            actor_hidden, critic_hidden: hidden sizes of the target networks.
+            activation: of the target networks, `relu` or `tanh`.
+            init: `exact`, `paper` or `framework`, see `nets/init.py`.
+            clip_value_loss: PPO's clip of the new value around the old one; None: off.
+        """
+        return self._set("hypermarl", locals())
+
+    def run(
+        self,
+        *,
+        seed: int | None = NotProvided,
+        stop_env_steps: int = NotProvided,
+        checkpoint_seconds: float = NotProvided,
+        device: str = NotProvided,
+        torch_threads: int | Literal["auto"] = NotProvided,
+    ) -> HyperMARLConfig:
+        """Sets what belongs to a run rather than to the algorithm.
+
+        Args:
+            seed: of everything random. None: drawn by the system.
+            stop_env_steps: env steps after which `train` stops.
+            checkpoint_seconds: the longest a finished iteration stays unsaved.
+            device: of env and learner: `cpu`, `cuda`, or `auto` (cuda where there is one).
+            torch_threads: of the process that samples and learns. `auto`: the CPUs granted to it.
+        """
+        return self._set("run", locals())
+
+    def multi_agent(self, *, policies: Patterns = NotProvided, **kwargs: Any) -> HyperMARLConfig:
+        """Maps agents to policies by patterns: `{"scouts": ["agent_0", "agent_1"], "*": "own"}`; see `policies.py`.
+
+        RLlib's own mapping functions and policy specs belong to its stock env runners and are refused here.
+        """
+        if policies is not NotProvided:
+            values = policies.values() if isinstance(policies, dict) else [None]
+            if not all(isinstance(v, str) or (isinstance(v, list | tuple) and v and all(isinstance(i, str) for i in v))
+                       for v in values):  # fmt: skip
+                raise ConfigError(
+                    f"policies is {policies!r}: expected policy: pattern or list of patterns, or pattern: own"
+                )
+            self.policy_patterns = policies
+        return super().multi_agent(**kwargs) if kwargs else self
+
+    def _set(self, group: str, arguments: dict[str, Any]) -> HyperMARLConfig:
+        for key, value in arguments.items():
+            if key != "self" and value is not NotProvided:
+                setattr(self, key, check_type(type(self), group, key, value))
+        return self
+
+    # ---------------------------------------------------------------------------------------------------------- YAML
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> HyperMARLConfig:
+        """Reads a config file and applies overrides `group.key=value`.
+
+        Raises:
+            ConfigError: one line that names the key and what to do.
+        """
+        return cls.from_groups(apply_overrides(read_yaml(path), overrides))
+
+    @classmethod
+    def from_groups(cls, data: dict[str, Any]) -> HyperMARLConfig:
+        """Makes a config of nested groups, as a YAML file holds them."""
+        config = cls()
+        check_keys(cls, data)
+        if not isinstance(data.get("env"), str):
+            raise ConfigError(f"env is {data.get('env')!r}: expected a name such as vmas/dispersion, or module:Attr")
+        if not isinstance(data.get("env_config") or {}, dict):
+            raise ConfigError(f"env_config is {data['env_config']!r}: expected keys below it")
+        config.environment(data["env"], env_config=data.get("env_config") or {})
+        if data.get("policies") is not None:
+            config.multi_agent(policies=data["policies"])
+        for group, keys in data.items():
+            if group in GROUPS:
+                values = {key: check_type(cls, group, key, value) for key, value in keys.items()}
+                getattr(config, group)(**values)
+        return config
+
+    def to_groups(self) -> dict[str, Any]:
+        """The config as nested groups of plain values; `from_groups` reads it back."""
+        groups: dict[str, Any] = {
+            "env": self.env,
+            "env_config": dict(self.env_config),
+            "policies": {k: v if isinstance(v, str) else list(v) for k, v in self.policy_patterns.items()},
+        }
+        for group, keys in GROUPS.items():
+            values = {key: getattr(self, key) for key in keys}
+            groups[group] = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return groups
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The config as YAML text, also written to `path` if given."""
+        text = yaml.safe_dump(self.to_groups(), sort_keys=False, default_flow_style=None, width=120)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    # ----------------------------------------------------------------------------------------------------- validation
+
+    def validate(self) -> None:
+        """Refuses what cannot work and every RLlib setting that the fast path does not honour.
+
+        Raises:
+            ConfigError: one line that names the key, what is wrong and what to do.
+        """
+        if self.in_evaluation:  # RLlib's own copy of a config that has been validated
+            return
+        self._refuse_unhonoured()
+        self._check_values()
+        try:
+            super().validate()
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+
+    def _refuse_unhonoured(self) -> None:
+        defaults, honoured = vars(type(self)()), {key for keys in GROUPS.values() for key in keys}
+        for key, value in vars(self).items():
+            if key in honoured or key in _INTERNAL:
+                continue
+            if key not in defaults:
+                raise ConfigError(f"unknown config key {key!r}: {envs.nearest(key, sorted(honoured))}")
+            if value != defaults[key]:
+                name = key.strip("_")
+                raise ConfigError(
+                    f"{name} is {value!r}: HyperMARL does not honour this RLlib setting; "
+                    + _HINTS.get(key, "leave it at its default")
+                )
+        for callback in (self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]):
+            for name in dir(RLlibCallback):
+                overridden = getattr(callback, name) is not getattr(RLlibCallback, name)
+                if name.startswith("on_") and overridden and name not in _HONOURED_CALLBACKS:
+                    raise ConfigError(
+                        f"callbacks: {callback.__name__}.{name} would never be called; "
+                        f"honoured are {', '.join(sorted(_HONOURED_CALLBACKS))}"
+                    )
+        if not isinstance(self.policies, dict) or set(self.policies) != {HYPER} or self.policy_mapping_fn is not _to_hyper:
+            raise ConfigError("policies: map agents with patterns, multi_agent(policies={'team': '*'}), not a function")
+
+    def _check_values(self) -> None:
+        def fail(key: str, value: Any, why: str) -> None:
+            raise ConfigError(f"{key} is {value!r}: {why}")
+
+        if not self.env:
+            fail("env", self.env, "expected a name such as vmas/dispersion, or module:Attr")
+        if isinstance(self.env, str):
+            try:
+                envs.resolve(self.env)
+            except envs.UnknownEnvError as error:
+                raise ConfigError(str(error)) from error
+        for group in ("hypermarl", "run"):
+            for key in GROUPS[group]:
+                check_type(type(self), group, key, getattr(self, key))
+        positive = {
+            "hypermarl": ("embedding_dim",),
+            "training": ("lr", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
+            "env_runners": ("num_envs_per_env_runner",),
+            "run": ("stop_env_steps", "checkpoint_seconds"),
+        }
+        for group, keys in positive.items():
+            for key in keys:
+                value = getattr(self, key)
+                if not isinstance(value, int | float) or not value > 0:
+                    fail(f"{group}.{key}", value, "expected a positive number (schedules are not supported yet)")
+        for key in ("hypernet_hidden", "actor_hidden", "critic_hidden"):
+            if any(size < 1 for size in getattr(self, key)):
+                fail(f"hypermarl.{key}", list(getattr(self, key)), "sizes must be positive")
+        if not isinstance(self.entropy_coeff, int | float):
+            fail("training.entropy_coeff", self.entropy_coeff, "expected a number (schedules are not supported yet)")
+        for key in ("gamma", "lambda_"):
+            if not 0 <= getattr(self, key) <= 1:
+                fail(f"training.{key}", getattr(self, key), "expected a number from 0 to 1")
+        if isinstance(self.torch_threads, int) and self.torch_threads < 1:
+            fail("run.torch_threads", self.torch_threads, "expected auto or a positive number")
+        self.torch_device()
+        for group, key in (("env_runners", "num_env_runners"), ("learners", "num_learners")):
+            if getattr(self, key) != 0:
+                fail(f"{group}.{key}", getattr(self, key), "only 0, sampling and learning in one process, is supported")
+        batch, num_envs = self.train_batch_size_per_learner, self.num_envs_per_env_runner
+        if batch != num_envs * self.get_rollout_fragment_length():
+            fail(
+                "training.train_batch_size_per_learner", batch,
+                f"expected num_envs_per_env_runner * rollout_fragment_length = {num_envs} * "
+                f"{self.rollout_fragment_length}; set rollout_fragment_length to auto or change one of them",
+            )  # fmt: skip
+        if self.evaluation_interval is not None and self.evaluation_interval < 1:
+            fail("evaluation.evaluation_interval", self.evaluation_interval, "expected null or a positive number")
+        if not isinstance(self.evaluation_duration, int) or self.evaluation_duration < 1:
+            fail("evaluation.evaluation_duration", self.evaluation_duration, "expected a positive number of episodes")
+        unknown = set(self.evaluation_config or {}) - {"explore"}
+        if unknown:
+            fail("evaluation.evaluation_config", self.evaluation_config, "only the key explore is supported")
+
+    # --------------------------------------------------------------------------------- what is built from the config
+
+    def torch_device(self) -> torch.device:
+        """The device of env and learner."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"run.device is {self.device!r}: expected auto, cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"run.device is {self.device!r}, but torch sees no CUDA device here")
+        return device
+
+    def loss_config(self) -> PPOLossConfig:
+        return PPOLossConfig(self.clip_param, self.vf_loss_coeff, self.entropy_coeff, self.clip_value_loss)
+
+    def model_spec(self, observation_spaces: dict[str, gym.Space], action_spaces: dict[str, gym.Space]) -> ModelSpec:
+        """The team's networks for an env with these spaces per agent, in the env's order of agents.
+
+        Raises:
+            ConfigError: the patterns do not fit the agents, or the spaces are not supported.
+        """
+        agents = list(observation_spaces)
+        policy_of = map_agents(self.policy_patterns, agents)
+        policies = tuple(dict.fromkeys(policy_of.values()))
+        for agent in agents:
+            if not isinstance(action_spaces[agent], gym.spaces.Discrete):
+                raise ConfigError(f"agent {agent}: action space {action_spaces[agent]} is not supported, only Discrete")
+        spaces = {(observation_spaces[agent].shape, int(action_spaces[agent].n)) for agent in agents}
+        if len(spaces) > 1:
+            raise ConfigError("agents with unlike observation or action spaces are not supported")
+        (((obs_dim,), num_actions),) = spaces
+        head = functools.partial(HeadSpec, in_dim=obs_dim, activation=self.activation)
+        actor = head(out_dim=num_actions, hidden=tuple(self.actor_hidden), sharing=self.sharing, out_gain=0.01)
+        critic_sharing = self.critic_sharing or self.sharing
+        critic = head(out_dim=1, hidden=tuple(self.critic_hidden), sharing=critic_sharing, out_gain=1.0)
+        return ModelSpec(
+            policies=policies,
+            agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
+            heads={"actor": actor, "critic": critic},
+            context=self.context,
+            embedding_dim=self.embedding_dim,
+            hypernet_hidden=tuple(self.hypernet_hidden),
+            init=self.init,
+        )
+
+    def get_default_learner_class(self) -> type:
+        from .learner import HyperMARLLearner
+
+        return HyperMARLLearner
+
+    def get_multi_rl_module_spec(
+        self, *, env: Any = None, spaces: dict | None = None, inference_only: bool = False, **kwargs: Any
+    ) -> MultiRLModuleSpec:
+        """One module, `hyper`, that owns every parameter. `spaces["hyper"]` holds per-agent spaces (`gym.spaces.Dict`)."""
+        from .module import HyperModule
+
+        observation_space, action_space = spaces[HYPER]
+        spec = self.model_spec(dict(observation_space.items()), dict(action_space.items()))
+        return MultiRLModuleSpec(
+            rl_module_specs={
+                HYPER: RLModuleSpec(
+                    module_class=HyperModule,
+                    observation_space=observation_space,
+                    action_space=action_space,
+                    model_config={"model_spec": spec.to_dict(), "seed": self.seed},
+                )
+            }
+        )

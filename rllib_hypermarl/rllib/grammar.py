@@ -1,0 +1,155 @@
+"""One grammar for YAML files, command-line overrides and Python: groups of keys, checked by name and type.
+
+A group is one of the config's fluent methods; its keys are that method's arguments. What a group accepts is the list
+below, which is also the list of RLlib settings that the fast path honours. Everything else is refused, by name.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from ..env import nearest
+
+# Group -> keys that the fast path honours. `hypermarl` and `run` are ours, all others are RLlib's fluent methods.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "hypermarl": (
+        "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden", "actor_hidden",
+        "critic_hidden", "activation", "init", "clip_value_loss",
+    ),
+    "training": (
+        "lr", "gamma", "lambda_", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip", "num_epochs",
+        "minibatch_size", "train_batch_size_per_learner", "shuffle_batch_per_epoch",
+    ),
+    "env_runners": ("num_env_runners", "num_envs_per_env_runner", "rollout_fragment_length"),
+    "learners": ("num_learners",),
+    "evaluation": ("evaluation_interval", "evaluation_duration", "evaluation_config"),
+    "reporting": (
+        "metrics_num_episodes_for_smoothing", "min_time_s_per_iteration", "min_train_timesteps_per_iteration",
+        "min_sample_timesteps_per_iteration",
+    ),
+    "resources": ("num_cpus_for_main_process", "custom_resources_for_main_process", "placement_strategy"),
+    "run": ("seed", "stop_env_steps", "checkpoint_seconds", "device", "torch_threads"),
+}  # fmt: skip
+TOP_LEVEL = ("env", "env_config", "policies")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. One line: the key, what is wrong, what to do."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-3` as a number, as everybody expects and YAML 1.1 does not, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ConfigError(f"line {node.start_mark.line + 1}: {', '.join(sorted(twice))} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a config file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"{path}: {reason}") from error
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or 'not valid YAML'}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of groups ({', '.join([*TOP_LEVEL, *GROUPS])})")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies command-line overrides `group.key=value`, the value in YAML.
+
+    Raises:
+        ConfigError: no `=`, or a key below something that is no mapping.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r}: expected group.key=value, for example training.lr=5e-4")
+        try:
+            value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from error
+        *path, last = key.split(".")
+        target = result
+        for part in path:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"override {override!r}: {part!r} holds a value, not keys")
+        target[last] = value
+    return result
+
+
+def arguments(config_class: type, group: str) -> dict[str, Any]:
+    """Argument -> annotation of a fluent method, those that a base class declares included."""
+    hints: dict[str, Any] = {}
+    for base in reversed(config_class.__mro__):
+        if group in vars(base):
+            hints |= typing.get_type_hints(vars(base)[group])
+    return hints
+
+
+def check_type(config_class: type, group: str, key: str, value: Any) -> Any:
+    """Checks a value against the annotation of a fluent method's argument, and returns it converted.
+
+    Raises:
+        ConfigError: names the key and what was expected.
+    """
+    hint = arguments(config_class, group).get(key, Any)
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        expected = " or ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+        raise ConfigError(f"{group}.{key} is {value!r}: {expected[0].lower()}{expected[1:]}") from error
+
+
+def check_keys(config_class: type, data: Mapping[str, Any]) -> None:
+    """Refuses unknown groups and keys, and tells RLlib keys that we do not honour from misspelt ones.
+
+    Raises:
+        ConfigError: names the nearest valid key.
+    """
+    valid = [*TOP_LEVEL, *GROUPS, *(f"{group}.{key}" for group, keys in GROUPS.items() for key in keys)]
+    for group, content in data.items():
+        if group in TOP_LEVEL:
+            continue
+        if group not in GROUPS:
+            raise ConfigError(f"unknown key {str(group)!r}: {nearest(str(group), [*TOP_LEVEL, *GROUPS])}")
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{group} is {content!r}: expected keys below it ({', '.join(GROUPS[group])})")
+        for key in content:
+            if key in GROUPS[group]:
+                continue
+            name = f"{group}.{key}"
+            if key in arguments(config_class, group):
+                raise ConfigError(f"{name}: HyperMARL does not honour this RLlib setting; leave it out")
+            raise ConfigError(f"unknown key {name!r}: {nearest(name, valid)}")
