@@ -1,0 +1,180 @@
+"""VMAS scenarios (https://github.com/proroklab/VectorizedMultiAgentSimulator) as batched envs.
+
+VMAS is GPLv3 and imported only when one of its scenarios is asked for. docs/vmas.md tells which scenarios have fast
+resets, and what is special about its randomness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import random
+import secrets
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..env import BatchedEnv, Step
+
+REQUIRES = "vmas"
+
+EXACT_POOL_RESETS: frozenset[str] = frozenset({"dispersion", "navigation"})
+
+
+def names() -> list[str]:
+    """The scenarios of the installed VMAS; none if it is not installed."""
+    if importlib.util.find_spec(REQUIRES) is None:
+        return []
+    import vmas
+
+    return sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
+
+
+def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_config: Any) -> VmasEnv:
+    return VmasEnv(name, num_envs, device, **env_config)
+
+
+# -------------------------------------------------------------------------------------------------------- randomness
+
+
+def new_stream(seed: int) -> list:
+    """A random stream in the form in which VMAS keeps its own: states of torch's CPU, NumPy's and Python's."""
+    numpy_state = np.random.RandomState(seed % 2**32).get_state()
+    return [torch.Generator().manual_seed(seed).get_state(), numpy_state, random.Random(seed).getstate()]
+
+
+@contextlib.contextmanager
+def use_stream(stream: list) -> Iterator[None]:
+    """Makes VMAS draw from `stream`, which advances, instead of the one stream that all its envs share."""
+    from vmas.simulator.environment import Environment
+
+    shared = Environment.vmas_random_state  # the decorator of every VMAS method holds this very list: mutate it
+    saved = shared[:]
+    shared[:] = stream
+    try:
+        yield
+    finally:
+        stream[:] = shared
+        shared[:] = saved
+
+
+# --------------------------------------------------------------------------------------------------------------- env
+
+_OURS = ("dict_spaces", "grad_enabled", "multidiscrete_actions", "seed", "terminated_truncated", "wrapper")
+
+
+class VmasEnv(BatchedEnv):
+    """E copies of one VMAS scenario.
+
+    The env_config holds `vmas.make_env`'s own keys (`max_steps`, `continuous_actions`, `clamp_actions`) and, beside
+    them, the scenario's. Observations and rewards are agent-major in memory: `obs.transpose(0, 1)` is contiguous.
+    The state of VMAS cannot be saved: `get_state` returns None.
+
+    Args:
+        scenario: a name from `names()`, or a subclass of VMAS's `BaseScenario`.
+        fast_resets: whether ended envs take over rows of a second env that was reset as a whole, in place of VMAS's
+            reset of one env at a time. None: for the scenarios where that is known to be exact.
+    """
+
+    def __init__(
+        self,
+        scenario: str | Callable[[], Any],
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        *,
+        fast_resets: bool | None = None,
+        **env_config: Any,
+    ):
+        for key in sorted(set(_OURS) & set(env_config)):
+            hint = "give reset() a seed" if key == "seed" else "this wrapper sets it itself"
+            raise ValueError(f"{key} cannot be configured: {hint}")
+        self._scenario, self._env_config = scenario, env_config
+        self.num_envs, self.device = num_envs, torch.device(device)
+        self.max_episode_steps = env_config.get("max_steps")
+        self._env = self._make()
+        self.agents = tuple(agent.name for agent in self._env.agents)
+        self.observation_spaces = _same_spaces("observation", self.agents, self._env.observation_space)
+        self.action_spaces = _same_spaces("action", self.agents, self._env.action_space)
+        self._fast_resets = scenario in EXACT_POOL_RESETS if fast_resets is None else fast_resets
+        self._stream = new_stream(secrets.randbits(31))
+
+    def _make(self) -> Any:
+        """A VMAS env. What a scenario draws while it is built is the task's, not an episode's: it comes from a fixed
+        stream, so that all envs of one configuration (training, evaluation) are the same task."""
+        import vmas
+
+        scenario = self._scenario if isinstance(self._scenario, str) else self._scenario()
+        with use_stream(new_stream(0)), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                env = vmas.make_env(scenario, self.num_envs, self.device, terminated_truncated=True, **self._env_config)
+            except AssertionError as error:  # many of VMAS's say nothing but the condition itself
+                line = traceback.extract_tb(error.__traceback__)[-1].line
+                raise ValueError(str(error) or f"VMAS asks for: {line.removeprefix('assert ')}") from error
+        for warning in caught:
+            if "not used by the scenario" in str(warning.message):
+                raise ValueError(str(warning.message).split(" This will")[0])
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return env
+
+    def reset(self, seed: int | None = None) -> Step:
+        if seed is not None:
+            self._stream[:] = new_stream(seed)
+        obs = self._reset_all()
+        reward = torch.zeros(self.num_envs, len(self.agents), device=self.device)
+        never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        return Step(obs, reward, never, never, obs)
+
+    def step(self, actions: Tensor) -> Step:
+        actions = actions if actions.dim() == 3 else actions.unsqueeze(-1)
+        with use_stream(self._stream):
+            obs, reward, terminated, truncated, _ = self._env.step(list(actions.unbind(1)))
+        obs = final_obs = torch.stack(obs).transpose(0, 1)
+        reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
+        ended = terminated | truncated
+        if ended.any():
+            obs = self._restart(ended, obs)
+        return Step(obs, reward, terminated, truncated, final_obs)
+
+    def _reset_all(self) -> Tensor:
+        with use_stream(self._stream):
+            return torch.stack(self._env.reset()).transpose(0, 1)
+
+    def _restart(self, ended: Tensor, obs: Tensor) -> Tensor:
+        """Starts new episodes where `ended` [E]; returns `obs` with their first observations in place."""
+        if ended.all():
+            return self._reset_all()
+        rows = ended.nonzero().squeeze(1)
+        with use_stream(self._stream):
+            for row in rows.tolist():
+                self._env.reset_at(row, return_observations=False)
+            (fresh,) = self._env.get_from_scenario(
+                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+            )
+        return torch.where(ended[:, None], torch.stack(fresh), obs.transpose(0, 1)).transpose(0, 1)
+
+
+def _same_spaces(kind: str, agents: tuple[str, ...], spaces: Any) -> dict[str, gym.Space]:
+    """Gymnasium's spaces of the agents, from VMAS's tuple of old Gym's."""
+    converted = [_space(space) for space in spaces]
+    for agent, space in zip(agents, converted, strict=True):
+        if space != converted[0]:
+            raise ValueError(
+                f"agents with unlike {kind} spaces are not supported yet: "
+                f"{agents[0]} has {converted[0]}, {agent} has {space}"
+            )
+    return dict(zip(agents, converted, strict=True))
+
+
+def _space(space: Any) -> gym.Space:
+    if hasattr(space, "n"):
+        return gym.spaces.Discrete(int(space.n))
+    if not hasattr(space, "low") or len(space.shape) != 1:
+        raise ValueError(f"only flat spaces are supported, not {space}")
+    return gym.spaces.Box(space.low, space.high, dtype=np.float32)
