@@ -72,6 +72,10 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if set(self.agent_policies) != set(range(len(self.policies))):
             raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
+        if self.context not in (None, *CONTEXTS):
+            raise ValueError(f"context is {self.context!r}, valid are {', '.join(CONTEXTS)} and None")
+        if self.init not in INITS:
+            raise ValueError(f"init is {self.init!r}, valid are {', '.join(INITS)}")
         for name, head in self.heads.items():
             if head.sharing not in SHARING:
                 raise ValueError(f"heads[{name!r}].sharing is {head.sharing!r}, valid are {', '.join(SHARING)}")

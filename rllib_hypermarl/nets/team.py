@@ -31,7 +31,7 @@ def apply_target(layers: list[Layer], x: Tensor, activation: str) -> Tensor:
         if len(weight) == len(x):
             x = torch.baddbmm(bias.unsqueeze(1), x, weight)
         elif len(bias) == 1:
-            x = torch.addmm(bias[0], x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:2], -1)
+            x = torch.addmm(bias[0], x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:2], bias.shape[-1])
         else:
             x = x @ weight[0] + bias.unsqueeze(1)
     return x

@@ -34,7 +34,7 @@ _HONOURED_CALLBACKS = {
 # What we set ourselves, RLlib changes on its own copies, or is bookkeeping.
 _INTERNAL = {
     "algo_class", "class", "_is_frozen", "in_evaluation", "evaluation_config", "env", "env_config", "seed", "policies",
-    "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
+    "simple_optimizer", "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
     "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
 }  # fmt: skip
 _HINTS = {
@@ -376,6 +376,13 @@ class HyperMARLConfig(PPOConfig):
             hypernet_hidden=tuple(self.hypernet_hidden),
             init=self.init,
         )
+
+    def get_evaluation_config_object(self) -> HyperMARLConfig | None:
+        """RLlib's copy of the config for evaluation; greedy unless `evaluation_config` says `explore: true`."""
+        config = super().get_evaluation_config_object()
+        if config is not None:
+            config.explore = bool((self.evaluation_config or {}).get("explore", False))
+        return config
 
     def get_default_learner_class(self) -> type:
         from .learner import HyperMARLLearner

@@ -52,9 +52,10 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def make_env(self) -> None:
         if self.env is not None:
             self.env.close()
-        self.env = self._make_env(1 if self.config.in_evaluation else self.config.num_envs_per_env_runner)
+        self.env = self.make_batched_env(1 if self.config.in_evaluation else self.config.num_envs_per_env_runner)
 
-    def _make_env(self, num_envs: int) -> BatchedEnv:
+    def make_batched_env(self, num_envs: int) -> BatchedEnv:
+        """A fresh batch of `num_envs` copies of the configured env."""
         config = dict(self.config.env_config)
         if isinstance(self.config.env, str):
             return envs.make(self.config.env, num_envs=num_envs, device=self.device, **config)
@@ -153,7 +154,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     def _evaluate(self, num_episodes: int, explore: bool) -> Episodes:
         if self._evaluation_env is None:
-            self._evaluation_env = self._make_env(min(num_episodes, 256))
+            self._evaluation_env = self.make_batched_env(min(num_episodes, 256))
         seed = None if self.config.seed is None else self.config.seed + 1_000_000
         episodes = evaluate(self.net, self._evaluation_env, num_episodes, seed=seed, explore=explore, name=self.env_name)
         self.metrics.log_dict(episodes.summary(self.env.agents[:_MAX_AGENTS_LOGGED]), window=1)

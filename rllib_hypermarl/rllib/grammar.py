@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,10 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     return result
 
 
-def arguments(config_class: type, group: str) -> dict[str, Any]:
-    """Argument -> annotation of a fluent method, those that a base class declares included."""
-    hints: dict[str, Any] = {}
-    for base in reversed(config_class.__mro__):
-        if group in vars(base):
-            hints |= typing.get_type_hints(vars(base)[group])
-    return hints
+def _declaring(config_class: type, group: str, key: str) -> Callable | None:
+    """The fluent method `group` of a config class, or of the nearest base of it, that has the argument `key`."""
+    methods = [vars(base)[group] for base in config_class.__mro__ if group in vars(base)]
+    return next((method for method in methods if key in method.__annotations__), None)
 
 
 def check_type(config_class: type, group: str, key: str, value: Any) -> Any:
@@ -124,7 +121,9 @@ def check_type(config_class: type, group: str, key: str, value: Any) -> Any:
     Raises:
         ConfigError: names the key and what was expected.
     """
-    hint = arguments(config_class, group).get(key, Any)
+    method = _declaring(config_class, group, key)
+    only = type(key, (), {"__annotations__": {key: method.__annotations__[key]}})  # others name types not imported there
+    hint = typing.get_type_hints(only, globalns=method.__globals__)[key]
     try:
         return pydantic.TypeAdapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
@@ -150,6 +149,6 @@ def check_keys(config_class: type, data: Mapping[str, Any]) -> None:
             if key in GROUPS[group]:
                 continue
             name = f"{group}.{key}"
-            if key in arguments(config_class, group):
+            if _declaring(config_class, group, key):
                 raise ConfigError(f"{name}: HyperMARL does not honour this RLlib setting; leave it out")
             raise ConfigError(f"unknown key {name!r}: {nearest(name, valid)}")

@@ -13,6 +13,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_TRAINED_LIFETIME,
     NUM_MODULE_STEPS_TRAINED,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    NUM_TRAINABLE_PARAMETERS,
 )
 from torch import Tensor
 
@@ -127,6 +128,7 @@ class HyperMARLLearner(PPOTorchLearner):
         numbers = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         numbers["gradients_default_optimizer_global_norm"] = numbers.pop("gradient_norm")
         numbers["default_optimizer_learning_rate"] = self.config.lr
+        numbers[NUM_TRAINABLE_PARAMETERS] = float(sum(p.numel() for p in self.net.parameters()))
         self.metrics.log_dict(numbers, key=HYPER, window=1)
         env_steps, agent_steps = rollout.env_steps(), rollout.agent_steps()
         for module, steps in ((ALL_MODULES, agent_steps), (HYPER, agent_steps)):

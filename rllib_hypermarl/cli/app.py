@@ -1,0 +1,181 @@
+"""The commands and their arguments. Heavy imports happen inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[K=V]...")
+_RUN_DIR = click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+_RUN_PATH = click.argument("path", metavar="RUN_DIR|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def app() -> None:
+    """HyperMARL on Ray RLlib. Configs are YAML files (see tune_configs/) with overrides such as training.lr=5e-4."""
+
+
+@app.command()
+@_CONFIG
+@_OVERRIDES
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; default runs/NAME-TIME.")
+@click.option("--seed", type=int, help="The same as run.seed=SEED.")
+def train(config: Path, overrides: tuple[str, ...], out: Path | None, seed: int | None) -> None:
+    """Train; with --out of a run of the same config, go on with it."""
+    from ..rllib.config import HyperMARLConfig
+    from ..rllib.run_dir import check_same_run
+    from .training import start_run
+
+    extra = [] if seed is None else [f"run.seed={seed}"]
+    parsed = HyperMARLConfig.from_yaml(config, [*overrides, *extra])
+    parsed.validate()
+    run_dir = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    exists = check_same_run(run_dir, parsed)
+    start_run(run_dir, parsed, resume=exists)
+
+
+@app.command()
+@_RUN_DIR
+@click.option("--stop-env-steps", type=click.IntRange(min=1), help="Train on to this number of env steps.")
+def resume(run_dir: Path, stop_env_steps: int | None) -> None:
+    """Go on with a run from its newest checkpoint (opened as pickles, which can run code: only your own)."""
+    from .training import start_run
+
+    start_run(run_dir, None, resume=True, stop_env_steps=stop_env_steps)
+
+
+@app.command()
+@_RUN_PATH
+@click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
+@_JSON
+def evaluate(path: Path, episodes: int, seed: int, as_json: bool) -> None:
+    """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
+    from ..evaluation import evaluate as play
+    from ..rllib import checkpoints
+    from .ray_session import ray_session
+
+    checkpoint = checkpoints.find(path)
+    with ray_session():
+        algo = checkpoints.load(checkpoint)
+        runner = algo.env_runner
+        env = runner.make_batched_env(min(episodes, 256))
+        results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary(())
+        keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
+        report = {"checkpoint": str(checkpoint), "env_steps": algo.env_steps, "episodes": episodes, "seed": seed}
+        report |= {key: results[key] for key in keys}
+        algo.stop()
+    _print(report, as_json)
+
+
+@app.command()
+@_CONFIG
+@_OVERRIDES
+@_JSON
+def inspect(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show agents, policies, parameters and initial weight scales of a config, without training."""
+    from ..rllib.config import HyperMARLConfig
+    from ..rllib.inspect import inspect_config
+
+    parsed = HyperMARLConfig.from_yaml(config, overrides)
+    parsed.validate()
+    _print(inspect_config(parsed), as_json)
+
+
+@app.command()
+@click.argument("name", required=False)
+@_JSON
+def envs(name: str | None, as_json: bool) -> None:
+    """List the environments, or show one: its agents, spaces and what it needs."""
+    from .. import env
+
+    if name is None:
+        listing = {
+            prefix: {"requires": provider.REQUIRES, "names": provider.names()} for prefix, provider in env.providers().items()
+        }
+        _print(listing, as_json)
+        return
+    made = env.make(name, num_envs=1)
+    spaces = {a: {"observation": str(made.observation_spaces[a]), "action": str(made.action_spaces[a])} for a in made.agents}
+    details = {"name": name, "agents": spaces, "max_episode_steps": made.max_episode_steps, "doc": _doc(made)}
+    made.close()
+    _print(details, as_json)
+
+
+@app.command()
+@click.argument("what", type=click.Choice(["throughput", "scaling"]), default="throughput")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")
+@_JSON
+def bench(what: str, rounds: int, as_json: bool) -> None:
+    """Measure this library against a bare loop and stock RLlib on this machine."""
+    import importlib
+
+    module = importlib.import_module(f"..bench.{what}", __package__)
+    results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True))
+    print(json.dumps(results, indent=1) if as_json else module.table(results))
+
+
+# ------------------------------------------------------------------------------------------------------------- printing
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return
+    import yaml
+
+    print(yaml.safe_dump(report, sort_keys=False, default_flow_style=None, width=110), end="")
+
+
+def _doc(env: Any) -> str:
+    return (type(env).__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command. Returns the exit status; errors are one line on stderr."""
+    from ..env import EnvError, UnknownEnvError
+
+    def fail(message: str, status: int) -> int:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return status
+
+    for name in ("ray", "ray.rllib.algorithms", "ray.rllib.core", "ray.rllib.utils"):  # notices about RLlib's new stack
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        return app.main(arguments, standalone_mode=False, prog_name="python -m rllib_hypermarl") or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help())
+        return 2
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("stopped", 130)
+    except UnknownEnvError as error:
+        return fail(str(error), 2)
+    except EnvError as error:
+        return fail(str(error), 1)
+    except Exception as error:
+        from ..rllib.checkpoints import CheckpointError
+        from ..rllib.grammar import ConfigError
+        from ..rllib.train import StoppedBySignal
+
+        if isinstance(error, ConfigError):
+            return fail(str(error), 2)
+        if isinstance(error, CheckpointError):
+            return fail(str(error), 1)
+        if isinstance(error, StoppedBySignal):
+            return 128 + error.signum
+        log = Path("error.log").absolute()
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return fail(f"{type(error).__name__}: {error} (details in {log})", 1)

@@ -1,0 +1,118 @@
+"""`train` and `resume`: progress on the terminal around the training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..env import EnvError
+from ..rllib import checkpoints
+from ..rllib.config import HyperMARLConfig
+from ..rllib.run_dir import RunDir
+from ..rllib.train import StoppedBySignal, train
+from .ray_session import ray_session
+
+_LINE_SECONDS = 10.0  # between lines where there is no terminal
+
+
+def start_run(
+    run_dir: Path, config: HyperMARLConfig | None, *, resume: bool, stop_env_steps: int | None = None
+) -> None:
+    """Trains a new run, or goes on with an old one.
+
+    Args:
+        config: of a new run; for an old one, only its `run.stop_env_steps` and `run.checkpoint_seconds` count. None:
+            as the checkpoint has it.
+        resume: whether `run_dir` holds a run; one that has no checkpoint yet starts again.
+    """
+    if resume and (config is None or checkpoints.list_checkpoints(run_dir)):
+        checkpoint = checkpoints.find(run_dir)
+        checkpoints.verify(checkpoint)  # before anything is started
+    else:
+        checkpoint = None
+    if config is not None:
+        RunDir.create(run_dir, config)
+    with ray_session():
+        algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
+        settings = config or algo.config
+        stop = stop_env_steps or settings.stop_env_steps
+        try:
+            with ProgressReport(stop, algo.env_steps) as report:
+                if checkpoint is not None:
+                    report.say(f"resuming {run_dir} at {algo.env_steps:,} env steps")
+                train(
+                    algo,
+                    run_dir,
+                    stop_env_steps=stop,
+                    checkpoint_seconds=settings.checkpoint_seconds,
+                    on_result=report.update,
+                )
+        except StoppedBySignal as stopped:
+            name = signal.Signals(stopped.signum).name
+            print(f"stopped by {name}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
+            raise
+        except EnvError:
+            raise
+        except Exception:
+            (run_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            raise
+        finally:
+            algo.stop()
+    command = "python -m rllib_hypermarl"
+    print(f"done: {stop:,} env steps; the run is in {run_dir}")
+    print(f"  evaluate: {command} evaluate {run_dir} --episodes 200")
+    print(f"  go on:    {command} resume {run_dir} --stop-env-steps {2 * stop}")
+    print(f"  plot:     {command} report {run_dir}")
+
+
+class ProgressReport:
+    """A progress bar on a terminal, plain lines elsewhere: env steps, steps per second, return, time left."""
+
+    def __init__(self, stop_env_steps: int, env_steps: int):
+        self.console = Console(stderr=True)
+        self.stop, self.first = stop_env_steps, env_steps
+        self.started = self.last_line = time.monotonic()
+        self.evaluation: float | None = None
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("starting", total=stop_env_steps, completed=env_steps)
+
+    def __enter__(self) -> ProgressReport:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+    def update(self, result: dict[str, Any]) -> None:
+        env_steps = int(result["num_env_steps_sampled_lifetime"])
+        value = result["env_runners"].get("agent_return_mean")
+        evaluated = result.get("evaluation", {}).get("env_runners", {}).get("agent_return_mean")
+        if evaluated is not None and not math.isnan(evaluated):
+            self.evaluation = float(evaluated)
+        text = f"{env_steps:>11,} env steps  {float(result['env_steps_per_second']):>7,.0f}/s"
+        text += "" if value is None else f"  return {float(value):+.3f}"
+        text += "" if self.evaluation is None else f"  greedy {self.evaluation:+.3f}"
+        if self.bar:
+            self.bar.update(self.task, completed=env_steps, description=text)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= _LINE_SECONDS or env_steps >= self.stop:
+            rate = (env_steps - self.first) / max(now - self.started, 1e-9)
+            self.say(f"{text}  {max(0, self.stop - env_steps) / rate:,.0f} s left")
+            self.last_line = now
