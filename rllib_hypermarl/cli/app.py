@@ -125,6 +125,24 @@ def bench(what: str, rounds: int, as_json: bool) -> None:
     print(json.dumps(results, indent=1) if as_json else module.table(results))
 
 
+@app.command()
+@click.argument("runs", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Draw the learning curves of runs into curves.png, with their numbers in curves.json."""
+    from ..report.curves import plot_curves, read_curve
+
+    out = out or runs[0]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        curves = [read_curve(run) for run in runs]
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+    (out / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
+    plot_curves(curves, out / "curves.png")
+    print(f"{out / 'curves.png'}, {out / 'curves.json'}")
+
+
 # ------------------------------------------------------------------------------------------------------------- printing
 
 

@@ -1,0 +1,1 @@
+"""Pictures and numbers of finished or running runs."""
