@@ -101,12 +101,15 @@ def envs(name: str | None, as_json: bool) -> None:
 
     if name is None:
         listing = {
-            prefix: {"requires": provider.REQUIRES, "names": provider.names()} for prefix, provider in env.providers().items()
+            prefix: {"requires": provider.REQUIRES, "names": provider.names()}
+            for prefix, provider in env.providers().items()
         }
         _print(listing, as_json)
         return
     made = env.make(name, num_envs=1)
-    spaces = {a: {"observation": str(made.observation_spaces[a]), "action": str(made.action_spaces[a])} for a in made.agents}
+    spaces = {
+        a: {"observation": str(made.observation_spaces[a]), "action": str(made.action_spaces[a])} for a in made.agents
+    }
     details = {"name": name, "agents": spaces, "max_episode_steps": made.max_episode_steps, "doc": _doc(made)}
     made.close()
     _print(details, as_json)
@@ -126,7 +129,9 @@ def bench(what: str, rounds: int, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("runs", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the learning curves of runs into curves.png, with their numbers in curves.json."""

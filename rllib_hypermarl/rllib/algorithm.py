@@ -40,7 +40,9 @@ class HyperMARL(PPO):
             self.metrics.aggregate([self.env_runner.get_metrics()], key=ENV_RUNNER_RESULTS)
 
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self.learner_group.update(batch=rollout, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps})
+            results = self.learner_group.update(
+                batch=rollout, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}
+            )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):

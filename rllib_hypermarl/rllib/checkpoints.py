@@ -1,6 +1,6 @@
 """Checkpoints on disk: RLlib's own, written aside and renamed, with a manifest that makes damage visible.
 
-RLlib's checkpoints hold pickles, which can run code when loaded: open only your own. What is shared or served is a bundle.
+RLlib's checkpoints hold pickles, which can run code when loaded: open only your own.
 """
 
 from __future__ import annotations

@@ -12,12 +12,10 @@ import torch
 import yaml
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.policy import PolicySpec
 
-from .. import env as envs
 from ..losses import PPOLossConfig
 from ..nets import HeadSpec, ModelSpec
 from ..nets.spec import Activation, Context, Init, Sharing
@@ -27,30 +25,8 @@ from .policies import OWN, Patterns, map_agents
 HYPER = "hyper"
 """Id of the one RLModule that owns all parameters."""
 
-# Callbacks that RLlib's Algorithm itself fires; those of its env runners have no meaning on batched environments.
-_HONOURED_CALLBACKS = {
-    "on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded",
-}  # fmt: skip
-# What we set ourselves, RLlib changes on its own copies, or is bookkeeping.
-_INTERNAL = {
-    "algo_class", "class", "_is_frozen", "in_evaluation", "evaluation_config", "env", "env_config", "seed", "policies",
-    "simple_optimizer", "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
-    "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
-}  # fmt: skip
-_HINTS = {
-    "train_batch_size": "use train_batch_size_per_learner",
-    "batch_mode": "rollouts are always truncated, and bootstrap from the final observation",
-    "vf_clip_param": "it clamps the squared error; for PPO's value clipping set hypermarl.clip_value_loss",
-    "model": "networks are set in the group hypermarl",
-    "_model_config": "networks are set in the group hypermarl",
-    "_rl_module_spec": "the module is HyperMARL's own; its networks are set in the group hypermarl",
-    "observation_filter": "observations reach the networks as the environment gives them",
-    "policies_to_train": "generated weights cannot be frozen this way: they move with the shared hypernetwork",
-    "explore": "training always samples; evaluation is greedy, or set evaluation_config={'explore': True}",
-}
 
-
-def _to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
+def to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
     """RLlib's policy mapping on the fast path: every agent's rows are in the one batch of `hyper`."""
     return HYPER
 
@@ -58,13 +34,13 @@ def _to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
 class HyperMARLConfig(PPOConfig):
     """Config of `HyperMARL`; see docs/config.md for every key and every default that differs from PPO's.
 
-        config = (
-            HyperMARLConfig()
-            .environment("vmas/dispersion", env_config={"n_agents": 4, "max_steps": 100})
-            .hypermarl(sharing="hyper_mlp", embedding_dim=4)
-            .training(lr=1e-3)
-        )
-        algo = config.build_algo()
+    config = (
+        HyperMARLConfig()
+        .environment("vmas/dispersion", env_config={"n_agents": 4, "max_steps": 100})
+        .hypermarl(sharing="hyper_mlp", embedding_dim=4)
+        .training(lr=1e-3)
+    )
+    algo = config.build_algo()
     """
 
     def __init__(self, algo_class: type | None = None):
@@ -107,7 +83,7 @@ class HyperMARLConfig(PPOConfig):
 
         self.env_runner_cls = BatchedEnvRunner
         self.policy_patterns: Patterns = {"*": OWN}
-        super().multi_agent(policies={HYPER: PolicySpec()}, policy_mapping_fn=_to_hyper)
+        super().multi_agent(policies={HYPER: PolicySpec()}, policy_mapping_fn=to_hyper)
 
     # ------------------------------------------------------------------------------------------------- fluent groups
 
@@ -240,94 +216,16 @@ class HyperMARLConfig(PPOConfig):
         Raises:
             ConfigError: one line that names the key, what is wrong and what to do.
         """
+        from . import validation
+
         if self.in_evaluation:  # RLlib's own copy of a config that has been validated
             return
-        self._refuse_unhonoured()
-        self._check_values()
+        validation.check_values(self)
+        validation.refuse_unhonoured(self)
         try:
             super().validate()
-        except ConfigError:
-            raise
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-
-    def _refuse_unhonoured(self) -> None:
-        defaults, honoured = vars(type(self)()), {key for keys in GROUPS.values() for key in keys}
-        for key, value in vars(self).items():
-            if key in honoured or key in _INTERNAL:
-                continue
-            if key not in defaults:
-                raise ConfigError(f"unknown config key {key!r}: {envs.nearest(key, sorted(honoured))}")
-            if value != defaults[key]:
-                name = key.strip("_")
-                raise ConfigError(
-                    f"{name} is {value!r}: HyperMARL does not honour this RLlib setting; "
-                    + _HINTS.get(key, "leave it at its default")
-                )
-        for callback in (self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]):
-            for name in dir(RLlibCallback):
-                overridden = getattr(callback, name) is not getattr(RLlibCallback, name)
-                if name.startswith("on_") and overridden and name not in _HONOURED_CALLBACKS:
-                    raise ConfigError(
-                        f"callbacks: {callback.__name__}.{name} would never be called; "
-                        f"honoured are {', '.join(sorted(_HONOURED_CALLBACKS))}"
-                    )
-        if not isinstance(self.policies, dict) or set(self.policies) != {HYPER} or self.policy_mapping_fn is not _to_hyper:
-            raise ConfigError("policies: map agents with patterns, multi_agent(policies={'team': '*'}), not a function")
-
-    def _check_values(self) -> None:
-        def fail(key: str, value: Any, why: str) -> None:
-            raise ConfigError(f"{key} is {value!r}: {why}")
-
-        if not self.env:
-            fail("env", self.env, "expected a name such as vmas/dispersion, or module:Attr")
-        if isinstance(self.env, str):
-            try:
-                envs.resolve(self.env)
-            except envs.UnknownEnvError as error:
-                raise ConfigError(str(error)) from error
-        for group in ("hypermarl", "run"):
-            for key in GROUPS[group]:
-                check_type(type(self), group, key, getattr(self, key))
-        positive = {
-            "hypermarl": ("embedding_dim",),
-            "training": ("lr", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
-            "env_runners": ("num_envs_per_env_runner",),
-            "run": ("stop_env_steps", "checkpoint_seconds"),
-        }
-        for group, keys in positive.items():
-            for key in keys:
-                value = getattr(self, key)
-                if not isinstance(value, int | float) or not value > 0:
-                    fail(f"{group}.{key}", value, "expected a positive number (schedules are not supported yet)")
-        for key in ("hypernet_hidden", "actor_hidden", "critic_hidden"):
-            if any(size < 1 for size in getattr(self, key)):
-                fail(f"hypermarl.{key}", list(getattr(self, key)), "sizes must be positive")
-        if not isinstance(self.entropy_coeff, int | float):
-            fail("training.entropy_coeff", self.entropy_coeff, "expected a number (schedules are not supported yet)")
-        for key in ("gamma", "lambda_"):
-            if not 0 <= getattr(self, key) <= 1:
-                fail(f"training.{key}", getattr(self, key), "expected a number from 0 to 1")
-        if isinstance(self.torch_threads, int) and self.torch_threads < 1:
-            fail("run.torch_threads", self.torch_threads, "expected auto or a positive number")
-        self.torch_device()
-        for group, key in (("env_runners", "num_env_runners"), ("learners", "num_learners")):
-            if getattr(self, key) != 0:
-                fail(f"{group}.{key}", getattr(self, key), "only 0, sampling and learning in one process, is supported")
-        batch, num_envs = self.train_batch_size_per_learner, self.num_envs_per_env_runner
-        if batch != num_envs * self.get_rollout_fragment_length():
-            fail(
-                "training.train_batch_size_per_learner", batch,
-                f"expected num_envs_per_env_runner * rollout_fragment_length = {num_envs} * "
-                f"{self.rollout_fragment_length}; set rollout_fragment_length to auto or change one of them",
-            )  # fmt: skip
-        if self.evaluation_interval is not None and self.evaluation_interval < 1:
-            fail("evaluation.evaluation_interval", self.evaluation_interval, "expected null or a positive number")
-        if not isinstance(self.evaluation_duration, int) or self.evaluation_duration < 1:
-            fail("evaluation.evaluation_duration", self.evaluation_duration, "expected a positive number of episodes")
-        unknown = set(self.evaluation_config or {}) - {"explore"}
-        if unknown:
-            fail("evaluation.evaluation_config", self.evaluation_config, "only the key explore is supported")
 
     # --------------------------------------------------------------------------------- what is built from the config
 
@@ -392,7 +290,7 @@ class HyperMARLConfig(PPOConfig):
     def get_multi_rl_module_spec(
         self, *, env: Any = None, spaces: dict | None = None, inference_only: bool = False, **kwargs: Any
     ) -> MultiRLModuleSpec:
-        """One module, `hyper`, that owns every parameter. `spaces["hyper"]` holds per-agent spaces (`gym.spaces.Dict`)."""
+        """One module, `hyper`, that owns every parameter; `spaces["hyper"]` are `Dict` spaces per agent."""
         from .module import HyperModule
 
         observation_space, action_space = spaces[HYPER]

@@ -19,7 +19,7 @@ from .. import env as envs
 from ..env import BatchedEnv, EnvError, Step
 from ..evaluation import evaluate
 from ..nets import Categorical, TeamNet
-from ..rollout import EpisodeTracker, Episodes, Rollout, RolloutBuffer
+from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer
 from .config import HYPER, HyperMARLConfig
 
 _MAX_AGENTS_LOGGED = 32  # per-agent returns of larger teams would be hundreds of metrics an iteration
@@ -156,7 +156,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if self._evaluation_env is None:
             self._evaluation_env = self.make_batched_env(min(num_episodes, 256))
         seed = None if self.config.seed is None else self.config.seed + 1_000_000
-        episodes = evaluate(self.net, self._evaluation_env, num_episodes, seed=seed, explore=explore, name=self.env_name)
+        episodes = evaluate(
+            self.net, self._evaluation_env, num_episodes, seed=seed, explore=explore, name=self.env_name
+        )
         self.metrics.log_dict(episodes.summary(self.env.agents[:_MAX_AGENTS_LOGGED]), window=1)
         self.metrics.log_value(names.NUM_EPISODES, num_episodes, reduce="sum")
         self._log_steps(episodes.env_steps(), episodes.agent_steps())

@@ -72,7 +72,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"{path}: {reason}") from error
     try:
-        data = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        data = yaml.load(text, _Loader)  # a SafeLoader
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
@@ -96,7 +96,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         if not equals or not key:
             raise ConfigError(f"override {override!r}: expected group.key=value, for example training.lr=5e-4")
         try:
-            value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+            value = yaml.load(text, _Loader)  # a SafeLoader
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from error
         *path, last = key.split(".")
@@ -122,7 +122,9 @@ def check_type(config_class: type, group: str, key: str, value: Any) -> Any:
         ConfigError: names the key and what was expected.
     """
     method = _declaring(config_class, group, key)
-    only = type(key, (), {"__annotations__": {key: method.__annotations__[key]}})  # others name types not imported there
+    only = type(
+        key, (), {"__annotations__": {key: method.__annotations__[key]}}
+    )  # others name types not imported there
     hint = typing.get_type_hints(only, globalns=method.__globals__)[key]
     try:
         return pydantic.TypeAdapter(hint).validate_python(value)

@@ -52,7 +52,9 @@ class HyperMARLLearner(PPOTorchLearner):
 
     # ------------------------------------------------------------------------------------------------------ update
 
-    def update(self, *, training_data: Any = None, batch: Any = None, timesteps: dict | None = None, **kwargs: Any) -> dict:
+    def update(
+        self, *, training_data: Any = None, batch: Any = None, timesteps: dict | None = None, **kwargs: Any
+    ) -> dict:
         """`num_epochs` passes over one rollout, in minibatches of `minibatch_size` rows `(t, e)`."""
         self._check_is_built()
         rollout: Rollout = batch if training_data is None else training_data.batch

@@ -38,5 +38,7 @@ def map_agents(patterns: Patterns, agents: Sequence[str]) -> dict[str, str]:
                 policy_of.setdefault(agent, agent if own else key)
     missing = [agent for agent in agents if agent not in policy_of]
     if missing:
-        raise ConfigError(f"policies: no entry covers {', '.join(missing)}; add a pattern, or '\"*\": own' for the rest")
+        raise ConfigError(
+            f"policies: no entry covers {', '.join(missing)}; add a pattern, or '\"*\": own' for the rest"
+        )
     return {agent: policy_of[agent] for agent in agents}

@@ -1,0 +1,131 @@
+"""What a config may hold: everything else is an error when it is built, never silence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+from .. import env as envs
+from .config import HYPER, to_hyper
+from .grammar import GROUPS, ConfigError, check_type
+
+if TYPE_CHECKING:
+    from .config import HyperMARLConfig
+
+# Callbacks that RLlib's Algorithm itself fires; those of its env runners have no meaning on batched environments.
+_HONOURED_CALLBACKS = {
+    "on_algorithm_init", "on_train_result", "on_evaluate_start", "on_evaluate_end", "on_checkpoint_loaded",
+}  # fmt: skip
+# What we set ourselves, RLlib changes on its own copies, or is bookkeeping.
+_INTERNAL = {
+    "algo_class", "class", "_is_frozen", "in_evaluation", "evaluation_config", "env", "env_config", "seed", "policies",
+    "simple_optimizer", "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
+    "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
+}  # fmt: skip
+_HINTS = {
+    "train_batch_size": "use train_batch_size_per_learner",
+    "batch_mode": "rollouts are always truncated, and bootstrap from the final observation",
+    "vf_clip_param": "it clamps the squared error; for PPO's value clipping set hypermarl.clip_value_loss",
+    "model": "networks are set in the group hypermarl",
+    "_model_config": "networks are set in the group hypermarl",
+    "_rl_module_spec": "the module is HyperMARL's own; its networks are set in the group hypermarl",
+    "observation_filter": "observations reach the networks as the environment gives them",
+    "policies_to_train": "generated weights cannot be frozen this way: they move with the shared hypernetwork",
+    "explore": "training always samples; evaluation is greedy, or set evaluation_config={'explore': True}",
+}
+
+
+def refuse_unhonoured(config: HyperMARLConfig) -> None:
+    """Refuses every RLlib setting that the fast path would ignore.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    defaults, honoured = vars(type(config)()), {key for keys in GROUPS.values() for key in keys}
+    for key, value in vars(config).items():
+        if key in honoured or key in _INTERNAL:
+            continue
+        if key not in defaults:
+            raise ConfigError(f"unknown config key {key!r}: {envs.nearest(key, sorted(honoured))}")
+        if value != defaults[key]:
+            name = key.strip("_")
+            raise ConfigError(
+                f"{name} is {value!r}: HyperMARL does not honour this RLlib setting; "
+                + _HINTS.get(key, "leave it at its default")
+            )
+    for callback in config.callbacks_class if isinstance(config.callbacks_class, list) else [config.callbacks_class]:
+        for name in dir(RLlibCallback):
+            overridden = getattr(callback, name) is not getattr(RLlibCallback, name)
+            if name.startswith("on_") and overridden and name not in _HONOURED_CALLBACKS:
+                raise ConfigError(
+                    f"callbacks: {callback.__name__}.{name} would never be called; "
+                    f"honoured are {', '.join(sorted(_HONOURED_CALLBACKS))}"
+                )
+    if (
+        not isinstance(config.policies, dict)
+        or set(config.policies) != {HYPER}
+        or config.policy_mapping_fn is not to_hyper
+    ):
+        raise ConfigError("policies: map agents with patterns, multi_agent(policies={'team': '*'}), not a function")
+
+
+def check_values(config: HyperMARLConfig) -> None:
+    """Refuses values and combinations that cannot work.
+
+    Raises:
+        ConfigError: names the key.
+    """
+
+    def fail(key: str, value: Any, why: str) -> None:
+        raise ConfigError(f"{key} is {value!r}: {why}")
+
+    if not config.env:
+        fail("env", config.env, "expected a name such as vmas/dispersion, or module:Attr")
+    if isinstance(config.env, str):
+        try:
+            envs.resolve(config.env)
+        except envs.UnknownEnvError as error:
+            raise ConfigError(str(error)) from error
+    for group in ("hypermarl", "run"):
+        for key in GROUPS[group]:
+            check_type(type(config), group, key, getattr(config, key))
+    positive = {
+        "hypermarl": ("embedding_dim",),
+        "training": ("lr", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
+        "env_runners": ("num_envs_per_env_runner",),
+        "run": ("stop_env_steps", "checkpoint_seconds"),
+    }
+    for group, keys in positive.items():
+        for key in keys:
+            value = getattr(config, key)
+            if not isinstance(value, int | float) or not value > 0:
+                fail(f"{group}.{key}", value, "expected a positive number (schedules are not supported yet)")
+    for key in ("hypernet_hidden", "actor_hidden", "critic_hidden"):
+        if any(size < 1 for size in getattr(config, key)):
+            fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")
+    if not isinstance(config.entropy_coeff, int | float):
+        fail("training.entropy_coeff", config.entropy_coeff, "expected a number (schedules are not supported yet)")
+    for key in ("gamma", "lambda_"):
+        if not 0 <= getattr(config, key) <= 1:
+            fail(f"training.{key}", getattr(config, key), "expected a number from 0 to 1")
+    if isinstance(config.torch_threads, int) and config.torch_threads < 1:
+        fail("run.torch_threads", config.torch_threads, "expected auto or a positive number")
+    config.torch_device()
+    for group, key in (("env_runners", "num_env_runners"), ("learners", "num_learners")):
+        if getattr(config, key) != 0:
+            fail(f"{group}.{key}", getattr(config, key), "only 0, sampling and learning in one process, is supported")
+    batch, num_envs = config.train_batch_size_per_learner, config.num_envs_per_env_runner
+    if batch != num_envs * config.get_rollout_fragment_length():
+        fail(
+            "training.train_batch_size_per_learner", batch,
+            f"expected num_envs_per_env_runner * rollout_fragment_length = {num_envs} * "
+            f"{config.rollout_fragment_length}; set rollout_fragment_length to auto or change one of them",
+        )  # fmt: skip
+    if config.evaluation_interval is not None and config.evaluation_interval < 1:
+        fail("evaluation.evaluation_interval", config.evaluation_interval, "expected null or a positive number")
+    if not isinstance(config.evaluation_duration, int) or config.evaluation_duration < 1:
+        fail("evaluation.evaluation_duration", config.evaluation_duration, "expected a positive number of episodes")
+    unknown = set(config.evaluation_config or {}) - {"explore"}
+    if unknown:
+        fail("evaluation.evaluation_config", config.evaluation_config, "only the key explore is supported")
