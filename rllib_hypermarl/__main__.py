@@ -1,5 +1,7 @@
-"""The command line. `python -m rllib_hypermarl --help` lists the commands; exit status 0 done, 1 failed, 2 bad config or
-argument, 130 or 143 stopped by a signal with the checkpoint written."""
+"""The command line: `python -m rllib_hypermarl --help`.
+
+Exit status: 0 done, 1 failed, 2 bad config or argument, 130 or 143 stopped by a signal with the checkpoint written.
+"""
 
 from __future__ import annotations
 

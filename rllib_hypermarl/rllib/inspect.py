@@ -15,8 +15,8 @@ from .policies import map_agents
 def inspect_config(config: HyperMARLConfig) -> dict[str, Any]:
     """Agents, policies, spaces, parameter counts and the scale of the initial weights, ready for JSON.
 
-    `generated_weight_rms` is, per head and layer, the root mean square singular value of the weight matrix over its gain
-    (1.0: the standard scale), as the least and the greatest over policies.
+    `generated_weight_rms` is, per head and layer, the root mean square singular value of the weight matrix over its
+    gain (1.0: the standard scale), as the least and the greatest over policies.
     """
     env_config = dict(config.env_config)
     if isinstance(config.env, str):

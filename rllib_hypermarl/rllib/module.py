@@ -19,7 +19,8 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
     The batched env runner and the learner use `net` directly, with weights generated once per rollout and per gradient
     step; the RLModule calls below are for everybody else, and generate the weights at every call.
 
-    Model config: `model_spec` (a `ModelSpec` as a dict) and `seed` (of the initial parameters; None: the global stream).
+    Model config: `model_spec` (a `ModelSpec` as a dict) and `seed` (of the initial parameters; None: the global
+    stream).
     """
 
     def setup(self) -> None:

@@ -110,8 +110,8 @@ def check_same_run(path: Path, config: HyperMARLConfig) -> bool:
         if key not in _FREE and theirs.get(key) != ours.get(key):
             name = ".".join(key)
             raise ConfigError(
-                f"{path} holds a run of another config ({name} is {theirs.get(key)!r} there and {ours.get(key)!r} here); "
-                "choose another --out"
+                f"{path} holds a run of another config "
+                f"({name} is {theirs.get(key)!r} there and {ours.get(key)!r} here); choose another --out"
             )
     return True
 

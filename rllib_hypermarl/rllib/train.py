@@ -18,7 +18,7 @@ GRACE_SECONDS = 2.0
 """How long a signal waits for the running iteration. Longer iterations are saved as they finish."""
 
 
-class StoppedBySignal(Exception):
+class StoppedBySignal(Exception):  # noqa: N818  (not an error)
     """Training stopped because of a signal; the last finished iteration is saved."""
 
     def __init__(self, signum: int):

@@ -20,8 +20,8 @@ _HONOURED_CALLBACKS = {
 # What we set ourselves, RLlib changes on its own copies, or is bookkeeping.
 _INTERNAL = {
     "algo_class", "class", "_is_frozen", "in_evaluation", "evaluation_config", "env", "env_config", "seed", "policies",
-    "simple_optimizer", "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class", "policy_patterns",
-    "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
+    "simple_optimizer", "policy_mapping_fn", "env_runner_cls", "log_level", "log_sys_usage", "callbacks_class",
+    "policy_patterns", "_train_batch_size_per_learner", *(f"callbacks_{name}" for name in _HONOURED_CALLBACKS),
 }  # fmt: skip
 _HINTS = {
     "train_batch_size": "use train_batch_size_per_learner",
