@@ -111,7 +111,7 @@ def gae(
         Advantages `[N, T, E]`. Value targets are advantages plus values.
     """
     delta = reward + gamma * next_value * ~terminated - value
-    carry = gamma * lambda_ * ~(terminated | truncated)
+    carry = gamma * lambda_ * (~(terminated | truncated)).to(delta.dtype)
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[:, 0])
     for t in reversed(range(delta.shape[1])):
@@ -195,7 +195,8 @@ class EpisodeTracker:
         """Adds a rollout. Returns the number of episodes that finished in it."""
         done = rollout.terminated | rollout.truncated
         going = ~done
-        returns, lengths = torch.empty_like(rollout.reward), torch.empty(done.shape, dtype=torch.int64, device=done.device)
+        returns = torch.empty_like(rollout.reward)
+        lengths = torch.empty(done.shape, dtype=torch.int64, device=done.device)
         for t in range(len(done)):
             returns[:, t] = self.running_return + rollout.reward[:, t]
             lengths[t] = self.running_length + 1
@@ -227,5 +228,5 @@ class EpisodeTracker:
             self.running_return = state["running_return"].to(self.running_return.device)
             self.running_length = state["running_length"].to(self.running_length.device)
         else:
-            self.running_return.zero_()
-            self.running_length.zero_()
+            self.running_return = torch.zeros_like(self.running_return)
+            self.running_length = torch.zeros_like(self.running_length)

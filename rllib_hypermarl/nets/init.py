@@ -1,10 +1,11 @@
 """Initialisation schemes.
 
-`paper`      What the reference code does: orthogonal blocks in the heads of the hypernetwork, LeCun-normal hidden layers,
-             generated biases zero. The generated matrices come out at `||h(e)||` times the standard scale: four times
-             too large with 4 agents and 4-d embeddings, about right with 64-d ones.
+`paper`      What the reference code does: orthogonal blocks in the heads of the hypernetwork, LeCun-normal hidden
+             layers, generated biases zero. The generated matrices come out at `||h(e)||` times the standard scale:
+             four times too large with 4 agents and 4-d embeddings, about right with 64-d ones.
 `exact`      The default. Features of unit length, and every generated matrix of every policy at the standard scale
-             (root mean square singular value = gain), for any embedding size, hidden size and number of policies.
+             (root mean square singular value = gain), for any embedding size and number of policies. Hidden layers
+             much narrower than the number of policies miss it for some: so few features cannot serve so many.
 `framework`  PyTorch's own defaults everywhere (the paper's ablation "without RF").
 
 Networks that are not generated get the direct PPO initialisation (orthogonal, biases zero) under `paper` and `exact`.
@@ -100,22 +101,30 @@ def init_direct(source: Direct, scheme: str) -> None:
             bias.zero_()
 
 
-def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 50) -> None:
+def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 100) -> None:
     """Scales the hidden layers so that features have unit length (root mean square over policies) in each generator.
 
-    Narrow hidden layers can leave all units of some policy off (ReLU); no head could give it any weights. Generators
-    where that happens are drawn again.
+    Narrow hidden layers can leave most units of some policy off (ReLU); no head could then give it weights of the same
+    scale as the others. Generators are drawn again until the shortest features are at least half as long as the
+    typical ones; where no draw gets there, the best one is kept.
     """
+    kept = [weight.clone() for weight in source.trunk_weights]
+    scale = kept[0].new_ones(len(source.shapes))
+    evenness = torch.full_like(scale, -1.0)  # shortest / typical length
     for _ in range(rounds):
         length = torch.stack(source.features(context)).norm(dim=-1)  # [2L, P]
-        scale = length.square().mean(-1).sqrt()
-        dead = length.min(-1).values < 0.1 * scale
-        if not dead.any():
+        typical = length.square().mean(-1).sqrt()
+        even = length.min(-1).values / typical.clamp_min(1e-9)
+        better = (even > evenness) & (evenness < 0.5)
+        evenness[better], scale[better] = even[better], typical[better]
+        for keep, weight in zip(kept, source.trunk_weights, strict=True):
+            keep[better] = weight[better]
+        if (evenness >= 0.5).all():
             break
         for weight in source.trunk_weights:
-            fresh = torch.empty_like(weight)
-            lecun_normal_(fresh)
-            weight[dead] = fresh[dead]
+            lecun_normal_(weight)
+    for keep, weight in zip(kept, source.trunk_weights, strict=True):
+        weight.copy_(keep)
     source.trunk_weights[-1].div_(scale.clamp_min(1e-9)[:, None, None])  # ReLU is homogeneous: this scales features
 
 

@@ -6,6 +6,8 @@ policies P, or 1 where all policies share the tensor.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class HyperNetwork(nn.Module):
         self.shapes = [shape for i, o, _ in layers for shape in ((i, o), (o,))]  # matrix, bias, matrix, bias, ...
         generators, sizes = len(self.shapes), [context_dim, *hidden]
         self.trunk_weights = nn.ParameterList(
-            nn.Parameter(Tensor(generators, i, o)) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.Parameter(Tensor(generators, i, o)) for i, o in itertools.pairwise(sizes)
         )
         self.trunk_biases = nn.ParameterList(nn.Parameter(Tensor(generators, 1, o)) for o in hidden)
         outputs = [torch.Size(shape).numel() for shape in self.shapes]

@@ -47,7 +47,7 @@ class AgentGroups:
         members = [[a for a, p in enumerate(agent_policies) if p == policy] for policy in range(num_policies)]
         self.size = max(len(group) for group in members)
         slots = [group + [0] * (self.size - len(group)) for group in members]
-        self.slots = torch.tensor(sum(slots, []))
+        self.slots = torch.tensor([agent for group in slots for agent in group])
         self.home = torch.tensor([p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)])
         self.identity = self.slots.tolist() == list(range(len(agent_policies)))
         self.num_policies = num_policies
@@ -76,7 +76,10 @@ class TeamNet(nn.Module):
         num_policies = len(spec.policies)
         self.groups = AgentGroups(spec.agent_policies, num_policies)
         kinds = {spec.context_of(head) for head in spec.heads.values() if head.sharing.startswith("hyper")}
-        encoders = {"embedding": lambda: Embedding(num_policies, spec.embedding_dim), "one_hot": lambda: OneHot(num_policies)}
+        encoders = {
+            "embedding": lambda: Embedding(num_policies, spec.embedding_dim),
+            "one_hot": lambda: OneHot(num_policies),
+        }
         self.contexts = nn.ModuleDict({kind: encoders[kind]() for kind in sorted(kinds)})
         self.sources = nn.ModuleDict()
         for name, head in spec.heads.items():
