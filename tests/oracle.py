@@ -1,0 +1,181 @@
+"""The slow, obvious way to compute what the library computes: loops over agents, rows and time, no batching.
+
+Nothing here calls the code under test; it only reads parameters out of the library's modules.
+"""
+
+import torch
+from torch import Tensor
+
+from rllib_hypermarl.nets import HeadSpec, ModelSpec, TeamNet
+
+ACTIVATIONS = {"relu": lambda x: x * (x > 0), "tanh": lambda x: 2 / (1 + torch.exp(-2 * x)) - 1}
+
+
+def team(
+    sharing="hyper_mlp",
+    critic_sharing=None,
+    agent_policies=(0, 1, 2),
+    obs_dim=5,
+    state_dim=7,
+    actions=3,
+    hidden=(6, 5),
+    activation="relu",
+    **spec,
+) -> TeamNet:
+    """A float64 actor and critic whose every parameter is random: biases that start at zero would hide mistakes."""
+    heads = {
+        "actor": HeadSpec(obs_dim, actions, hidden, sharing, activation, 0.01),
+        "critic": HeadSpec(state_dim, 1, hidden, critic_sharing or sharing, activation),
+    }
+    policies = tuple(f"p{i}" for i in range(max(agent_policies) + 1))
+    net = TeamNet(ModelSpec(policies, tuple(agent_policies), heads, **spec)).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise / parameter.shape[-2] ** 0.5 if parameter.dim() > 1 else 0.5 * noise)
+    return net
+
+
+# -------------------------------------------------------------------------------------------------------------- nets
+
+
+def context_of(net: TeamNet, head: str, policy: int) -> Tensor:
+    """What the hypernetwork of this head reads for one policy: a row of the embedding, or a one-hot vector."""
+    spec, sharing = net.spec, net.spec.heads[head].sharing
+    if (spec.context or {"hyper_mlp": "embedding", "hyper_linear": "one_hot"}[sharing]) == "embedding":
+        return net.contexts["embedding"].weight[policy]
+    return torch.eye(len(spec.policies), dtype=torch.float64)[policy]
+
+
+def run_generator(net: TeamNet, head: str, index: int, context: Tensor) -> Tensor:
+    """One generator's output, a flat vector: hidden layers with ReLU, then an affine head."""
+    source, x = net.sources[head], context
+    for weight, bias in zip(source.trunk_weights, source.trunk_biases, strict=True):
+        x = ACTIVATIONS["relu"](x @ weight[index] + bias[index, 0])
+    return x @ source.head_weights[index] + source.head_biases[index]
+
+
+def policy_layers(net: TeamNet, head: str, policy: int) -> list[tuple[Tensor, Tensor]]:
+    """One policy's ordinary network: `(weight [in, out], bias [out])` per layer. `full_id` reads `[x, one-hot]`."""
+    spec, source = net.spec.heads[head], net.sources[head]
+    sizes = [spec.in_dim, *spec.hidden, spec.out_dim]
+    layers = []
+    for depth in range(len(sizes) - 1):
+        if spec.sharing.startswith("hyper"):
+            context = context_of(net, head, policy)
+            weight = run_generator(net, head, 2 * depth, context).reshape(sizes[depth], sizes[depth + 1])
+            layers.append((weight, run_generator(net, head, 2 * depth + 1, context)))
+        else:
+            index = policy if spec.sharing == "none" else 0
+            layers.append((source.weights[depth][index], source.biases[depth][index]))
+    return layers
+
+
+def forward_row(net: TeamNet, head: str, layers: list[tuple[Tensor, Tensor]], policy: int, row: Tensor) -> Tensor:
+    """One policy's network on one observation."""
+    spec = net.spec.heads[head]
+    if spec.sharing == "full_id":
+        row = torch.cat([row, torch.eye(len(net.spec.policies), dtype=row.dtype)[policy]])
+    for depth, (weight, bias) in enumerate(layers):
+        if depth:
+            row = ACTIVATIONS[spec.activation](row)
+        row = row @ weight + bias
+    return row
+
+
+def forward(net: TeamNet, head: str, x: Tensor) -> Tensor:
+    """`[N, B, in] -> [N, B, out]`, agent by agent and row by row."""
+    rows = []
+    for agent, policy in enumerate(net.spec.agent_policies):
+        layers = policy_layers(net, head, policy)
+        rows.append(torch.stack([forward_row(net, head, layers, policy, row) for row in x[agent]]))
+    return torch.stack(rows)
+
+
+def gradients(loss: Tensor, net: TeamNet) -> dict[str, Tensor]:
+    """Gradient per parameter name; zeros where the loss does not reach."""
+    named = dict(net.named_parameters())
+    grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(named, grads, strict=True))
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        describe = f"{name}: {{}}".format
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=describe)
+
+
+# --------------------------------------------------------------------------------------------------------------- GAE
+
+
+def advantages(reward, value, last_value, final_value, terminated, truncated, gamma, lambda_) -> Tensor:
+    """Generalised advantages as the sum they are defined by.
+
+    Args:
+        reward, value: `[N, T, E]`.
+        last_value: `[N, E]`.
+        final_value: `[N, T, E]`, value of the observation that ended an episode at (t, e); read only there.
+        terminated, truncated: `[T, E]`.
+    """
+    result = torch.zeros_like(reward)
+    agents, steps, envs = reward.shape
+    for n in range(agents):
+        for e in range(envs):
+            for t in range(steps):
+                total, weight = 0.0, 1.0
+                for k in range(t, steps):
+                    if terminated[k, e]:
+                        following = 0.0
+                    elif truncated[k, e]:
+                        following = final_value[n, k, e]
+                    else:
+                        following = last_value[n, e] if k == steps - 1 else value[n, k + 1, e]
+                    total = total + weight * (reward[n, k, e] + gamma * following - value[n, k, e])
+                    weight *= gamma * lambda_
+                    if terminated[k, e] or truncated[k, e]:
+                        break
+                result[n, t, e] = total
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------- PPO loss
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Of one row."""
+    return logits - logits.max() - (logits - logits.max()).exp().sum().log()
+
+
+def ppo_loss(logp, entropy, value, old_logp, old_value, advantage, value_target, config) -> tuple[Tensor, dict]:
+    """The PPO loss, entry by entry, with branches in place of minima and clamps."""
+    policy, error, kl, clipped_rows = [], [], [], 0
+    rows = list(zip(*(x.flatten() for x in (logp, value, old_logp, old_value, advantage, value_target)), strict=True))
+    for new, v, old, old_v, adv, target in rows:
+        ratio = torch.exp(new - old)
+        too_high, too_low = ratio > 1 + config.clip_param, ratio < 1 - config.clip_param
+        clipped_rows += int(too_high or too_low)
+        if too_high and adv > 0:
+            policy.append((1 + config.clip_param) * adv)
+        elif too_low and adv < 0:
+            policy.append((1 - config.clip_param) * adv)
+        else:
+            policy.append(ratio * adv)
+        squared, limit = (v - target) ** 2, config.clip_value_loss
+        if limit is not None and abs(v - old_v) > limit:
+            near = old_v + limit if v > old_v else old_v - limit
+            if (near - target) ** 2 > squared:
+                squared = (near - target) ** 2
+        error.append(squared)
+        kl.append(ratio - 1 - (new - old))
+    count = len(rows)
+    stats = {
+        "policy_loss": -sum(policy) / count,
+        "vf_loss": sum(error) / count / 2,
+        "entropy": sum(entropy.flatten()) / count,
+        "mean_kl_loss": sum(kl) / count,
+        "clip_fraction": torch.tensor(clipped_rows / count),
+    }
+    loss = stats["policy_loss"] + config.vf_loss_coeff * stats["vf_loss"] - config.entropy_coeff * stats["entropy"]
+    return loss, {name: x.detach() for name, x in stats.items()}
