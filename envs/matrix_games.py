@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..env import BatchedEnv, Step
 
@@ -55,7 +55,7 @@ class MatrixGame(BatchedEnv):
 
     def step(self, actions: Tensor) -> Step:
         n = len(self.agents)
-        joint = F.one_hot(actions.long(), n)  # [E, N, n]
+        joint = one_hot(actions.long(), n)  # [E, N, n]
         reward = self.payoff(joint.sum(dim=1).gather(1, actions.long()), n)
         final_obs = self._for_every_agent(joint.flatten(1).float())
         self._t = (self._t + 1) % self.max_episode_steps

@@ -21,10 +21,18 @@ import torch
 from torch import Tensor
 
 from ..env import BatchedEnv, Step
+from .vmas_pool import ResetPool
 
 REQUIRES = "vmas"
 
-EXACT_POOL_RESETS: frozenset[str] = frozenset({"dispersion", "navigation"})
+# Found by `vmas_probe.why_inexact` with each scenario's defaults; tests/system/test_vmas_resets.py finds them again.
+EXACT_POOL_RESETS = frozenset((
+    "asym_joint", "balance", "ball_trajectory", "buzz_wire", "circle_trajectory", "discovery", "dispersion", "drone",
+    "dropout", "flocking", "give_way", "goal", "joint_passage", "joint_passage_size", "line_trajectory",
+    "multi_give_way", "navigation", "passage", "pollock", "reverse_transport", "simple", "simple_spread", "transport",
+    "vel_control", "waterfall", "wheel", "wind_flocking",
+))  # fmt: skip
+"""Scenarios in which a row of a second env that was reset as a whole is as good as a reset."""
 
 
 def names() -> list[str]:
@@ -66,7 +74,8 @@ def use_stream(stream: list) -> Iterator[None]:
 
 # --------------------------------------------------------------------------------------------------------------- env
 
-_OURS = ("dict_spaces", "grad_enabled", "multidiscrete_actions", "seed", "terminated_truncated", "wrapper")
+_OURS = {"dict_spaces", "grad_enabled", "multidiscrete_actions", "terminated_truncated", "wrapper", "wrapper_kwargs"}
+_REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class VmasEnv(BatchedEnv):
@@ -91,20 +100,24 @@ class VmasEnv(BatchedEnv):
         fast_resets: bool | None = None,
         **env_config: Any,
     ):
-        for key in sorted(set(_OURS) & set(env_config)):
-            hint = "give reset() a seed" if key == "seed" else "this wrapper sets it itself"
-            raise ValueError(f"{key} cannot be configured: {hint}")
+        if fixed := sorted(_OURS & set(env_config)):
+            raise ValueError(f"{', '.join(fixed)}: not to be set, this wrapper does it itself")
+        if "seed" in env_config:
+            raise ValueError("seed: belongs to reset(seed), an env's configuration has none")
+        max_steps = env_config.get("max_steps")
+        if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+            raise ValueError(f"max_steps must be a whole number of at least 1, or null, not {max_steps!r}")
         self._scenario, self._env_config = scenario, env_config
-        self.num_envs, self.device = num_envs, torch.device(device)
-        self.max_episode_steps = env_config.get("max_steps")
-        self._env = self._make()
+        self.num_envs, self.device, self.max_episode_steps = num_envs, torch.device(device), max_steps
+        self._env = self.make_vmas()
         self.agents = tuple(agent.name for agent in self._env.agents)
         self.observation_spaces = _same_spaces("observation", self.agents, self._env.observation_space)
         self.action_spaces = _same_spaces("action", self.agents, self._env.action_space)
         self._fast_resets = scenario in EXACT_POOL_RESETS if fast_resets is None else fast_resets
+        self._pool: ResetPool | None = None  # made when first needed
         self._stream = new_stream(secrets.randbits(31))
 
-    def _make(self) -> Any:
+    def make_vmas(self) -> Any:
         """A VMAS env. What a scenario draws while it is built is the task's, not an episode's: it comes from a fixed
         stream, so that all envs of one configuration (training, evaluation) are the same task."""
         import vmas
@@ -114,9 +127,9 @@ class VmasEnv(BatchedEnv):
             warnings.simplefilter("always")
             try:
                 env = vmas.make_env(scenario, self.num_envs, self.device, terminated_truncated=True, **self._env_config)
-            except AssertionError as error:  # many of VMAS's say nothing but the condition itself
-                line = traceback.extract_tb(error.__traceback__)[-1].line
-                raise ValueError(str(error) or f"VMAS asks for: {line.removeprefix('assert ')}") from error
+            except _REFUSALS as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]  # many assertions say nothing but their condition
+                raise ValueError(str(error) or f"VMAS asks for {where.line.removeprefix('assert ')}") from error
         for warning in caught:
             if "not used by the scenario" in str(warning.message):
                 raise ValueError(str(warning.message).split(" This will")[0])
@@ -126,10 +139,12 @@ class VmasEnv(BatchedEnv):
     def reset(self, seed: int | None = None) -> Step:
         if seed is not None:
             self._stream[:] = new_stream(seed)
+            if self._pool is not None:
+                self._pool.clear()
         obs = self._reset_all()
         reward = torch.zeros(self.num_envs, len(self.agents), device=self.device)
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        return Step(obs, reward, never, never, obs)
+        return Step(obs, reward, never, never, obs, extras=self._extras())
 
     def step(self, actions: Tensor) -> Step:
         actions = actions if actions.dim() == 3 else actions.unsqueeze(-1)
@@ -137,27 +152,39 @@ class VmasEnv(BatchedEnv):
             obs, reward, terminated, truncated, _ = self._env.step(list(actions.unbind(1)))
         obs = final_obs = torch.stack(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
+        extras = self._extras()
         ended = terminated | truncated
         if ended.any():
             obs = self._restart(ended, obs)
-        return Step(obs, reward, terminated, truncated, final_obs)
+        return Step(obs, reward, terminated, truncated, final_obs, extras=extras)
+
+    def _extras(self) -> dict[str, Tensor]:
+        """`position` `[E, N, 2]`, where the transition ended (before a reset, then)."""
+        return {"position": torch.stack([agent.state.pos for agent in self._env.agents]).transpose(0, 1)}
 
     def _reset_all(self) -> Tensor:
         with use_stream(self._stream):
             return torch.stack(self._env.reset()).transpose(0, 1)
 
     def _restart(self, ended: Tensor, obs: Tensor) -> Tensor:
-        """Starts new episodes where `ended` [E]; returns `obs` with their first observations in place."""
+        """Starts new episodes where `ended` `[E]`; returns `obs` with their first observations in place."""
         if ended.all():
             return self._reset_all()
+        if self._fast_resets and self._pool is None:
+            self._pool = ResetPool(self._env, self.make_vmas())
         rows = ended.nonzero().squeeze(1)
+        obs = obs.transpose(0, 1)
         with use_stream(self._stream):
-            for row in rows.tolist():
-                self._env.reset_at(row, return_observations=False)
-            (fresh,) = self._env.get_from_scenario(
-                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
-            )
-        return torch.where(ended[:, None], torch.stack(fresh), obs.transpose(0, 1)).transpose(0, 1)
+            obs = self._pool.restart(rows, obs) if self._fast_resets else self._restart_one_by_one(rows, obs)
+        return obs.transpose(0, 1)
+
+    def _restart_one_by_one(self, rows: Tensor, obs: Tensor) -> Tensor:
+        """As `ResetPool.restart`, and right for every scenario: VMAS resets each env by itself."""
+        for row in rows.tolist():
+            self._env.reset_at(row, return_observations=False)
+        wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
+        (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
+        return obs.index_copy(1, rows, torch.stack(fresh)[:, rows])
 
 
 def _same_spaces(kind: str, agents: tuple[str, ...], spaces: Any) -> dict[str, gym.Space]:

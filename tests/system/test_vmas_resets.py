@@ -1,0 +1,32 @@
+"""Every scenario of the installed VMAS: can it be stepped, and is its place in `EXACT_POOL_RESETS` right? Minutes."""
+
+import pytest
+import torch
+from rllib_hypermarl.envs import vmas as vmas_envs
+from rllib_hypermarl.envs.vmas_probe import why_inexact
+
+from rllib_hypermarl import env as envs
+
+pytest.importorskip("vmas")
+pytestmark = pytest.mark.system
+UNLIKE_AGENTS = {
+    "diff_drive", "kinematic_bicycle", "simple_adversary", "simple_crypto", "simple_push", "simple_speaker_listener",
+    "simple_tag", "simple_world_comm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", vmas_envs.names())
+def test_scenario(name):
+    if name in UNLIKE_AGENTS:
+        with pytest.raises(envs.UnknownEnvError, match="not supported yet"):
+            envs.make(f"vmas/{name}", num_envs=3)
+        return
+    env = envs.make(f"vmas/{name}", num_envs=3, max_steps=2)
+    envs.check_shapes(env, env.reset(0), name)
+    shape = env.action_spaces[env.agents[0]].shape
+    for t in range(1, 5):
+        step = env.step(torch.zeros(3, len(env.agents), *shape))
+        envs.check_shapes(env, step, name)
+        assert t % 2 or step.truncated.all()
+    difference = why_inexact(name)
+    assert (difference is None) == (name in vmas_envs.EXACT_POOL_RESETS), difference
