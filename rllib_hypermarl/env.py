@@ -21,13 +21,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-
-class EnvError(RuntimeError):
-    """An environment broke the contract or raised. The message names the env, the agent and the field."""
-
-
-class UnknownEnvError(ValueError):
-    """No environment goes by this name, or its arguments or its package are wrong."""
+from .errors import EnvError, UnknownEnvError
 
 
 @dataclasses.dataclass(slots=True)

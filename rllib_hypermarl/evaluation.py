@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .env import BatchedEnv, EnvError
+from .env import BatchedEnv
+from .errors import EnvError
 from .nets import Categorical, TeamNet
 from .rollout import Episodes
 

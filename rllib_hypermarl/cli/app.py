@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from ..errors import HyperMARLError, StoppedBySignal
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[K=V]...")
@@ -166,7 +169,6 @@ def _doc(env: Any) -> str:
 
 def run(arguments: list[str]) -> int:
     """Runs one command. Returns the exit status; errors are one line on stderr."""
-    from ..env import EnvError, UnknownEnvError
 
     def fail(message: str, status: int) -> int:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -184,21 +186,11 @@ def run(arguments: list[str]) -> int:
         return fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return fail("stopped", 130)
-    except UnknownEnvError as error:
-        return fail(str(error), 2)
-    except EnvError as error:
-        return fail(str(error), 1)
+    except StoppedBySignal as stopped:  # said already
+        return stopped.exit_status
+    except HyperMARLError as error:
+        return fail(str(error), error.exit_status)
     except Exception as error:
-        from ..rllib.checkpoints import CheckpointError
-        from ..rllib.grammar import ConfigError
-        from ..rllib.train import StoppedBySignal
-
-        if isinstance(error, ConfigError):
-            return fail(str(error), 2)
-        if isinstance(error, CheckpointError):
-            return fail(str(error), 1)
-        if isinstance(error, StoppedBySignal):
-            return 128 + error.signum
-        log = Path("error.log").absolute()
+        log = Path(tempfile.gettempdir()) / "rllib_hypermarl-error.txt"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         return fail(f"{type(error).__name__}: {error} (details in {log})", 1)

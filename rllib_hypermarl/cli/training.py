@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 import traceback
@@ -13,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..env import EnvError
+from ..errors import HyperMARLError, RunFailedError, StoppedBySignal
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
 from ..rllib.run_dir import RunDir
-from ..rllib.train import StoppedBySignal, train
+from ..rllib.train import train
 from .ray_session import ray_session
 
 _LINE_SECONDS = 10.0  # between lines where there is no terminal
@@ -30,14 +29,15 @@ def start_run(
 
     Args:
         config: of a new run; for an old one, only its `run.stop_env_steps` and `run.checkpoint_seconds` count. None:
-            as the checkpoint has it.
+            as the run has it.
         resume: whether `run_dir` holds a run; one that has no checkpoint yet starts again.
     """
-    if resume and (config is None or checkpoints.list_checkpoints(run_dir)):
+    checkpoint = None
+    if resume and config is None and not checkpoints.list_checkpoints(run_dir) and (run_dir / "config.yaml").exists():
+        config = HyperMARLConfig.from_yaml(run_dir / "config.yaml")  # killed before its first checkpoint
+    elif resume and (config is None or checkpoints.list_checkpoints(run_dir)):
         checkpoint = checkpoints.find(run_dir)
         checkpoints.verify(checkpoint)  # before anything is started
-    else:
-        checkpoint = None
     if config is not None:
         RunDir.create(run_dir, config)
     with ray_session():
@@ -56,14 +56,14 @@ def start_run(
                     on_result=report.update,
                 )
         except StoppedBySignal as stopped:
-            name = signal.Signals(stopped.signum).name
-            print(f"stopped by {name}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
+            print(f"{stopped}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
             raise
-        except EnvError:
+        except HyperMARLError:
             raise
-        except Exception:
-            (run_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            raise
+        except Exception as error:
+            log = run_dir / "error.txt"
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            raise RunFailedError(f"{type(error).__name__}: {error} (details in {log})") from error
         finally:
             algo.stop()
     command = "python -m rllib_hypermarl"

@@ -16,16 +16,13 @@ import ray
 import torch
 
 from .. import __version__
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from .algorithm import HyperMARL
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint_\d+")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or damaged. One line: where, what, what to do."""
 
 
 def save(algo: HyperMARL, run_dir: Path, keep: int = 2) -> Path:

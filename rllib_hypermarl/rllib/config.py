@@ -16,10 +16,11 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.policy import PolicySpec
 
+from ..errors import ConfigError
 from ..losses import PPOLossConfig
 from ..nets import HeadSpec, ModelSpec
 from ..nets.spec import Activation, Context, Init, Sharing
-from .grammar import GROUPS, ConfigError, apply_overrides, check_keys, check_type, read_yaml
+from .grammar import GROUPS, apply_overrides, check_keys, check_type, read_yaml
 from .policies import OWN, Patterns, map_agents
 
 HYPER = "hyper"
@@ -257,6 +258,8 @@ class HyperMARLConfig(PPOConfig):
         for agent in agents:
             if not isinstance(action_spaces[agent], gym.spaces.Discrete):
                 raise ConfigError(f"agent {agent}: action space {action_spaces[agent]} is not supported, only Discrete")
+        if self.embedding_dim == 1 and len(policies) > 2 and self.context != "one_hot":
+            raise ConfigError("hypermarl.embedding_dim is 1: more than two policies need at least 2, or start alike")
         spaces = {(observation_spaces[agent].shape, int(action_spaces[agent].n)) for agent in agents}
         if len(spaces) > 1:
             raise ConfigError("agents with unlike observation or action spaces are not supported")

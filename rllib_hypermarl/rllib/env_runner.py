@@ -16,7 +16,8 @@ from ray.rllib.utils import metrics as names
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from .. import env as envs
-from ..env import BatchedEnv, EnvError, Step
+from ..env import BatchedEnv, Step
+from ..errors import EnvError
 from ..evaluation import evaluate
 from ..nets import Categorical, TeamNet
 from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer

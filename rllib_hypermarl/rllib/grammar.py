@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from ..env import nearest
+from ..errors import ConfigError
 
 # Group -> keys that the fast path honours. `hypermarl` and `run` are ours, all others are RLlib's fluent methods.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -38,10 +39,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "run": ("seed", "stop_env_steps", "checkpoint_seconds", "device", "torch_threads"),
 }  # fmt: skip
 TOP_LEVEL = ("env", "env_config", "policies")
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used. One line: the key, what is wrong, what to do."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-from .grammar import ConfigError
+from ..errors import ConfigError
 
 OWN = "own"
 Patterns = Mapping[str, "str | Sequence[str]"]

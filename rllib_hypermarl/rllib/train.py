@@ -10,20 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..errors import StoppedBySignal
 from . import checkpoints
 from .algorithm import HyperMARL
 from .run_dir import RunDir
 
 GRACE_SECONDS = 2.0
 """How long a signal waits for the running iteration. Longer iterations are saved as they finish."""
-
-
-class StoppedBySignal(Exception):  # noqa: N818  (not an error)
-    """Training stopped because of a signal; the last finished iteration is saved."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class StopSignals:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from .. import env as envs
+from ..errors import ConfigError, UnknownEnvError
 from .config import HYPER, to_hyper
-from .grammar import GROUPS, ConfigError, check_type
+from .grammar import GROUPS, check_type
 
 if TYPE_CHECKING:
     from .config import HyperMARLConfig
@@ -85,7 +86,7 @@ def check_values(config: HyperMARLConfig) -> None:
     if isinstance(config.env, str):
         try:
             envs.resolve(config.env)
-        except envs.UnknownEnvError as error:
+        except UnknownEnvError as error:
             raise ConfigError(str(error)) from error
     for group in ("hypermarl", "run"):
         for key in GROUPS[group]:

@@ -1,0 +1,44 @@
+"""Errors for people: one line that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import signal
+
+
+class HyperMARLError(Exception):
+    """Base of all errors that are meant to be read by users."""
+
+    exit_status = 1
+    """Of the command line."""
+
+
+class ConfigError(HyperMARLError, ValueError):
+    """A config that cannot be used: the key, what is wrong, what to do."""
+
+    exit_status = 2
+
+
+class UnknownEnvError(HyperMARLError, ValueError):
+    """No environment goes by this name, or its arguments or its package are wrong."""
+
+    exit_status = 2
+
+
+class EnvError(HyperMARLError, RuntimeError):
+    """An environment broke the contract or raised. The message names the env, the agent and the field."""
+
+
+class CheckpointError(HyperMARLError, RuntimeError):
+    """A checkpoint that is missing or damaged."""
+
+
+class RunFailedError(HyperMARLError, RuntimeError):
+    """Training failed in a way we did not foresee; the traceback is in the run directory."""
+
+
+class StoppedBySignal(HyperMARLError):  # noqa: N818  (not an error)
+    """Training stopped because of a signal; the last finished iteration is saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_status = 128 + signum
