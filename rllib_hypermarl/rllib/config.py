@@ -258,8 +258,6 @@ class HyperMARLConfig(PPOConfig):
         for agent in agents:
             if not isinstance(action_spaces[agent], gym.spaces.Discrete):
                 raise ConfigError(f"agent {agent}: action space {action_spaces[agent]} is not supported, only Discrete")
-        if self.embedding_dim == 1 and len(policies) > 2 and self.context != "one_hot":
-            raise ConfigError("hypermarl.embedding_dim is 1: more than two policies need at least 2, or start alike")
         spaces = {(observation_spaces[agent].shape, int(action_spaces[agent].n)) for agent in agents}
         if len(spaces) > 1:
             raise ConfigError("agents with unlike observation or action spaces are not supported")
@@ -268,7 +266,7 @@ class HyperMARLConfig(PPOConfig):
         actor = head(out_dim=num_actions, hidden=tuple(self.actor_hidden), sharing=self.sharing, out_gain=0.01)
         critic_sharing = self.critic_sharing or self.sharing
         critic = head(out_dim=1, hidden=tuple(self.critic_hidden), sharing=critic_sharing, out_gain=1.0)
-        return ModelSpec(
+        spec = ModelSpec(
             policies=policies,
             agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
             heads={"actor": actor, "critic": critic},
@@ -277,6 +275,10 @@ class HyperMARLConfig(PPOConfig):
             hypernet_hidden=tuple(self.hypernet_hidden),
             init=self.init,
         )
+        embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
+        if embedded and self.embedding_dim == 1 and len(policies) > 2:
+            raise ConfigError("hypermarl.embedding_dim is 1: of more than two policies some would start alike; take 2")
+        return spec
 
     def get_evaluation_config_object(self) -> HyperMARLConfig | None:
         """RLlib's copy of the config for evaluation; greedy unless `evaluation_config` says `explore: true`."""
