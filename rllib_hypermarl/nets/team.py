@@ -37,31 +37,33 @@ def apply_target(layers: list[Layer], x: Tensor, activation: str) -> Tensor:
     return x
 
 
-class AgentGroups:
+class AgentGroups(nn.Module):
     """Moves rows of N agents to their P policies and back: P = N, P < N and P = 1 in one code path.
 
     Policies with fewer agents than the largest are filled up with rows of agent 0, whose outputs nobody reads.
     """
 
     def __init__(self, agent_policies: tuple[int, ...], num_policies: int):
+        super().__init__()
         members = [[a for a, p in enumerate(agent_policies) if p == policy] for policy in range(num_policies)]
         self.size = max(len(group) for group in members)
         slots = [group + [0] * (self.size - len(group)) for group in members]
-        self.slots = torch.tensor([agent for group in slots for agent in group])
-        self.home = torch.tensor([p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)])
+        home = [p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)]
+        self.register_buffer("slots", torch.tensor([agent for group in slots for agent in group]), persistent=False)
+        self.register_buffer("home", torch.tensor(home), persistent=False)
         self.identity = self.slots.tolist() == list(range(len(agent_policies)))
         self.num_policies = num_policies
 
     def gather(self, x: Tensor) -> Tensor:
         """`[N, B, ...] -> [P, K * B, ...]`, K the most agents of one policy."""
         if not self.identity:
-            x = x.index_select(0, self.slots.to(x.device))
+            x = x.index_select(0, self.slots)
         return x.reshape(self.num_policies, -1, *x.shape[2:])
 
     def scatter(self, x: Tensor) -> Tensor:
         """`[P, K * B, ...] -> [N, B, ...]`."""
         x = x.reshape(self.num_policies * self.size, -1, *x.shape[2:])
-        return x if self.identity else x.index_select(0, self.home.to(x.device))
+        return x if self.identity else x.index_select(0, self.home)
 
 
 class TeamNet(nn.Module):
