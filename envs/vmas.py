@@ -6,13 +6,12 @@ resets, and what is special about its randomness.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import random
 import secrets
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -57,19 +56,24 @@ def new_stream(seed: int) -> list:
     return [torch.Generator().manual_seed(seed).get_state(), numpy_state, random.Random(seed).getstate()]
 
 
-@contextlib.contextmanager
-def use_stream(stream: list) -> Iterator[None]:
+class use_stream:  # noqa: N801  (a context manager, on the path of every step)
     """Makes VMAS draw from `stream`, which advances, instead of the one stream that all its envs share."""
-    from vmas.simulator.environment import Environment
 
-    shared = Environment.vmas_random_state  # the decorator of every VMAS method holds this very list: mutate it
-    saved = shared[:]
-    shared[:] = stream
-    try:
-        yield
-    finally:
-        stream[:] = shared
-        shared[:] = saved
+    __slots__ = ("_saved", "_shared", "_stream")
+
+    def __init__(self, stream: list):
+        from vmas.simulator.environment import Environment
+
+        self._stream = stream
+        self._shared = Environment.vmas_random_state  # the decorator of VMAS's methods holds this very list: mutate it
+
+    def __enter__(self) -> None:
+        self._saved = self._shared[:]
+        self._shared[:] = self._stream
+
+    def __exit__(self, *error: object) -> None:
+        self._stream[:] = self._shared
+        self._shared[:] = self._saved
 
 
 # --------------------------------------------------------------------------------------------------------------- env
@@ -134,6 +138,8 @@ class VmasEnv(BatchedEnv):
             if "not used by the scenario" in str(warning.message):
                 raise ValueError(str(warning.message).split(" This will")[0])
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if isinstance(self._scenario, str):  # nobody reads the infos, and in VMAS's own scenarios they have no effects
+            env.scenario.info = _no_info
         return env
 
     def reset(self, seed: int | None = None) -> Step:
@@ -185,6 +191,10 @@ class VmasEnv(BatchedEnv):
         wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
         (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
         return obs.index_copy(1, rows, torch.stack(fresh)[:, rows])
+
+
+def _no_info(agent: Any) -> dict:
+    return {}
 
 
 def _same_spaces(kind: str, agents: tuple[str, ...], spaces: Any) -> dict[str, gym.Space]:
