@@ -101,10 +101,14 @@ def check_same_run(path: Path, config: HyperMARLConfig) -> bool:
     Raises:
         ConfigError: it holds a run of another config, or other files.
     """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; choose another --out")
     if not path.exists() or not any(path.iterdir()):
         return False
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path} is not empty and holds no run; choose another --out")
+    if not (path / "result.json").exists() and not any(path.glob("checkpoint_*")):
+        return False  # it failed before its first iteration, of a wrong config perhaps
     theirs, ours = _flat(read_yaml(path / "config.yaml")), _flat(config.to_groups())
     for key in sorted(theirs.keys() | ours.keys()):
         if key not in _FREE and theirs.get(key) != ours.get(key):
