@@ -1,7 +1,7 @@
 """What resets and our wrapper cost on VMAS; `python -m rllib_hypermarl.bench.vmas_resets` prints JSON.
 
-Random actions, one thread. `together`: all envs begin at once and mostly end at once; `staggered`: they begin at
-different ages, so that some end in nearly every step.
+Random actions, one thread, CPU time (so that others on the machine hardly count). `together`: all envs begin at once
+and mostly end at once; `staggered`: they begin at different ages, so that some end in nearly every step.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class TimedEnv(VmasEnv):
     seconds = 0.0
 
     def _restart(self, *args):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return super()._restart(*args)
         finally:
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.process_time() - start
 
 
 def rollout(env: TimedEnv, length: int) -> tuple[float, float]:
     """Seconds of `length` steps, and the part of them that went into resets."""
     actions = random_actions(env)
-    env.seconds, start = 0.0, time.perf_counter()
+    env.seconds, start = 0.0, time.process_time()
     for _ in range(length):
         env.step(actions)
-    return time.perf_counter() - start, env.seconds
+    return time.process_time() - start, env.seconds
 
 
 def random_actions(env: VmasEnv) -> torch.Tensor:
@@ -78,9 +78,9 @@ def wrapper_overhead(scenario: str, config: dict, num_envs: int, pairs: int = 15
     times: dict[str, list[float]] = {"wrapper": [], "vmas": []}
     for _ in range(pairs):
         for key, call in (("wrapper", lambda: env.step(actions)), ("vmas", lambda: bare.step(list(per_agent)))):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            times[key].append(time.perf_counter() - start)
+            times[key].append(time.process_time() - start)
     wrapper, own = (statistics.median(times[key]) for key in ("wrapper", "vmas"))
     return {
         "scenario": scenario,
@@ -101,7 +101,7 @@ def main() -> None:
         for fast in (True, False)
     ]
     overheads = [wrapper_overhead(scenario, config, 16) for scenario, config in TASKS[:2]]
-    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "threads": 1, "torch": torch.__version__}
+    machine = {"cpus": os.cpu_count(), "threads": 1, "torch": torch.__version__}
     print(json.dumps({"machine": machine, "overheads": overheads, "resets": shares}, indent=1))
 
 
