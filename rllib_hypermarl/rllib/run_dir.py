@@ -33,7 +33,8 @@ class RunDir:
         self._rows = [row for row in self.read() if row["training_iteration"] <= iteration]
         self._columns: list[str] = []
         self._rewrite()
-        self._events = SummaryWriter(str(path), purge_step=iteration + 1 if iteration else None, flush_secs=30)
+        purge = iteration + 1 if iteration else None
+        self._events = SummaryWriter(str(path), purge_step=purge, flush_secs=30, filename_suffix=f".{iteration}")
 
     @staticmethod
     def create(path: Path, config: HyperMARLConfig) -> None:
