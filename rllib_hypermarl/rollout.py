@@ -21,7 +21,7 @@ class Rollout:
 
     Attributes:
         obs: `[N, T, E, obs]`, what the agents acted on.
-        actions: `[N, T, E]`.
+        actions: `[N, T, E]`, or `[N, T, E, components]`; as sampled, before clipping or squashing.
         logp: `[N, T, E]`, log-probability of the action when it was taken.
         reward: `[N, T, E]`.
         terminated, truncated: `[T, E]` bool.
@@ -52,10 +52,19 @@ class Rollout:
 class RolloutBuffer:
     """Collects one rollout, step by step, without synchronising."""
 
-    def __init__(self, num_agents: int, length: int, num_envs: int, obs_dim: int, device: torch.device):
+    def __init__(
+        self,
+        num_agents: int,
+        length: int,
+        num_envs: int,
+        obs_dim: int,
+        device: torch.device,
+        action_shape: tuple[int, ...] = (),
+        action_dtype: torch.dtype = torch.int64,
+    ):
         shape = (num_agents, length, num_envs)
         self.obs = torch.empty(*shape, obs_dim, device=device)
-        self.actions = torch.empty(shape, dtype=torch.int64, device=device)
+        self.actions = torch.empty(*shape, *action_shape, dtype=action_dtype, device=device)
         self.logp = torch.empty(shape, device=device)
         self.reward = torch.empty(shape, device=device)
         self.terminated = torch.empty(shape[1:], dtype=torch.bool, device=device)
@@ -64,7 +73,7 @@ class RolloutBuffer:
         self._t = 0
 
     def add(self, obs: Tensor, actions: Tensor, logp: Tensor, step: Step) -> None:
-        """Args: obs `[N, E, obs]`, actions and logp `[N, E]` of one step, and what the env answered."""
+        """Args: obs `[N, E, obs]`, actions `[N, E, ...]` and logp `[N, E]` of one step, and what the env answered."""
         t = self._t
         self.obs[:, t], self.actions[:, t], self.logp[:, t] = obs, actions, logp
         self.reward[:, t] = step.reward.T

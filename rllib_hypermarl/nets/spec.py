@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
+from .distributions import ActionSpec
+
 Sharing = Literal["hyper_mlp", "hyper_linear", "none", "full", "full_id"]
 Context = Literal["embedding", "one_hot"]
 Init = Literal["paper", "exact", "framework"]
@@ -59,6 +61,7 @@ class ModelSpec:
         embedding_dim: size d of a learned embedding.
         hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
         init: `exact`, `paper` or `framework`, see `nets/init.py`.
+        actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
     """
 
     policies: tuple[str, ...]
@@ -68,8 +71,11 @@ class ModelSpec:
     embedding_dim: int = 4
     hypernet_hidden: tuple[int, ...] = (64,)
     init: Init = "exact"
+    actions: ActionSpec | None = None
 
     def __post_init__(self) -> None:
+        if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
+            raise ValueError(f"heads['actor'].out_dim is {self.heads['actor'].out_dim}, not {self.actions.head_dim}")
         if set(self.agent_policies) != set(range(len(self.policies))):
             raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
         if self.context not in (None, *CONTEXTS):
@@ -92,8 +98,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
-        heads = {
-            name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()
-        }
+        heads = {name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()}
         tuples = {key: tuple(data[key]) for key in ("policies", "agent_policies", "hypernet_hidden")}
-        return cls(**{**data, **tuples, "heads": heads})
+        actions = None if data["actions"] is None else ActionSpec.from_dict(data["actions"])
+        return cls(**{**data, **tuples, "heads": heads, "actions": actions})

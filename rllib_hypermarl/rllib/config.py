@@ -18,7 +18,8 @@ from ray.rllib.policy.policy import PolicySpec
 
 from ..errors import ConfigError
 from ..losses import PPOLossConfig
-from ..nets import HeadSpec, ModelSpec
+from ..nets import ActionSpec, HeadSpec, ModelSpec
+from ..nets.distributions import Bound, LogStd
 from ..nets.spec import Activation, Context, Init, Sharing
 from .grammar import GROUPS, apply_overrides, check_keys, check_type, read_yaml
 from .policies import OWN, Patterns, map_agents
@@ -60,6 +61,8 @@ class HyperMARLConfig(PPOConfig):
         self.activation: Activation = "relu"
         self.init: Init = "exact"
         self.clip_value_loss: float | None = 0.2
+        self.log_std: LogStd = "shared"
+        self.action_bound: Bound = "clip"
 
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
@@ -102,6 +105,8 @@ class HyperMARLConfig(PPOConfig):
         activation: Activation = NotProvided,
         init: Init = NotProvided,
         clip_value_loss: float | None = NotProvided,
+        log_std: LogStd = NotProvided,
+        action_bound: Bound = NotProvided,
     ) -> HyperMARLConfig:
         """Sets the networks.
 
@@ -117,6 +122,8 @@ class HyperMARLConfig(PPOConfig):
             activation: of the target networks, `relu` or `tanh`.
             init: `exact`, `paper` or `framework`, see `nets/init.py`.
             clip_value_loss: PPO's clip of the new value around the old one; None: off.
+            log_std: of continuous actions: `shared` (one free vector for all, the paper's), `per_policy`, `generated`.
+            action_bound: of continuous actions: `clip` (the paper's) or `tanh`.
         """
         return self._set("hypermarl", locals())
 
@@ -255,15 +262,12 @@ class HyperMARLConfig(PPOConfig):
         agents = list(observation_spaces)
         policy_of = map_agents(self.policy_patterns, agents)
         policies = tuple(dict.fromkeys(policy_of.values()))
-        for agent in agents:
-            if not isinstance(action_spaces[agent], gym.spaces.Discrete):
-                raise ConfigError(f"agent {agent}: action space {action_spaces[agent]} is not supported, only Discrete")
-        spaces = {(observation_spaces[agent].shape, int(action_spaces[agent].n)) for agent in agents}
+        spaces = {(observation_spaces[agent].shape, self._action_spec(agent, action_spaces[agent])) for agent in agents}
         if len(spaces) > 1:
             raise ConfigError("agents with unlike observation or action spaces are not supported")
-        (((obs_dim,), num_actions),) = spaces
+        (((obs_dim,), actions),) = spaces
         head = functools.partial(HeadSpec, in_dim=obs_dim, activation=self.activation)
-        actor = head(out_dim=num_actions, hidden=tuple(self.actor_hidden), sharing=self.sharing, out_gain=0.01)
+        actor = head(out_dim=actions.head_dim, hidden=tuple(self.actor_hidden), sharing=self.sharing, out_gain=0.01)
         critic_sharing = self.critic_sharing or self.sharing
         critic = head(out_dim=1, hidden=tuple(self.critic_hidden), sharing=critic_sharing, out_gain=1.0)
         spec = ModelSpec(
@@ -274,11 +278,28 @@ class HyperMARLConfig(PPOConfig):
             embedding_dim=self.embedding_dim,
             hypernet_hidden=tuple(self.hypernet_hidden),
             init=self.init,
+            actions=actions,
         )
         embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
         if embedded and self.embedding_dim == 1 and len(policies) > 2:
             raise ConfigError("hypermarl.embedding_dim is 1: of more than two policies some would start alike; take 2")
         return spec
+
+    def _action_spec(self, agent: str, space: gym.Space) -> ActionSpec:
+        if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+            return ActionSpec(choices=(int(space.n),))
+        if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+            return ActionSpec(choices=tuple(int(n) for n in space.nvec))
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise ConfigError(
+                f"agent {agent}: action space {space} is not supported (Discrete from 0, MultiDiscrete, flat Box)"
+            )
+        if self.action_bound == "tanh" and not space.is_bounded():
+            raise ConfigError(
+                f"hypermarl.action_bound is 'tanh', but the actions of {agent} have no bounds ({space})"
+            )
+        low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+        return ActionSpec(low=low, high=high, log_std=self.log_std, bound=self.action_bound)
 
     def get_evaluation_config_object(self) -> HyperMARLConfig | None:
         """RLlib's copy of the config for evaluation; greedy unless `evaluation_config` says `explore: true`."""

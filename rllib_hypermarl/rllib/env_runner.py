@@ -19,7 +19,7 @@ from .. import env as envs
 from ..env import BatchedEnv, Step
 from ..errors import EnvError
 from ..evaluation import evaluate
-from ..nets import Categorical, TeamNet
+from ..nets import TeamNet
 from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer
 from .config import HYPER, HyperMARLConfig
 
@@ -118,13 +118,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def _rollout(self, length: int) -> Rollout:
         weights = self.net.generate("actor")
         obs_dim = self._step.obs.shape[-1]
-        buffer = RolloutBuffer(len(self.env.agents), length, self.env.num_envs, obs_dim, self.device)
+        acts = self.net.spec.actions
+        sizes = len(self.env.agents), length, self.env.num_envs, obs_dim
+        buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype)
         shape, self._env_seconds = self._step.obs.shape, 0.0
         obs = self._step.obs.transpose(0, 1)
         for _ in range(length):
-            dist = Categorical(self.net("actor", obs, weights))
+            dist = self.net.policy(obs, weights)
             actions = dist.sample(self._generator)
-            step = self._ask_env("step", actions.T)
+            step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
             if step.obs.shape != shape or step.reward.shape != shape[:2]:
                 envs.check_shapes(self.env, step, self.env_name)
             buffer.add(obs, actions, dist.log_prob(actions), step)

@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from ..losses import ppo_loss, standardise
-from ..nets import Categorical, TeamNet
+from ..nets import TeamNet
 from ..rollout import Rollout, gae, next_values
 from .config import HYPER
 
@@ -68,7 +68,7 @@ class HyperMARLLearner(PPOTorchLearner):
         value, advantage = self._values_and_advantages(rollout)
         rows = {
             "obs": rollout.obs.view(num_agents, num_rows, -1),
-            "actions": rollout.actions.view(num_agents, num_rows),
+            "actions": rollout.actions.flatten(1, 2),
             "logp": rollout.logp.view(num_agents, num_rows),
             "value": value.view(num_agents, num_rows),
             "advantage": advantage.view(num_agents, num_rows),
@@ -92,7 +92,7 @@ class HyperMARLLearner(PPOTorchLearner):
     def _loss(self, net: TeamNet, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once."""
         weights = net.generate("actor", "critic")
-        dist = Categorical(net("actor", rows["obs"], weights))
+        dist = net.policy(rows["obs"], weights)
         return ppo_loss(
             dist.log_prob(rows["actions"]),
             dist.entropy(),
