@@ -194,13 +194,18 @@ class HyperMARLConfig(PPOConfig):
         for group, keys in data.items():
             if group in GROUPS:
                 values = {key: check_type(cls, group, key, value) for key, value in keys.items()}
-                getattr(config, group)(**values)
+                try:
+                    getattr(config, group)(**values)
+                except ConfigError:
+                    raise
+                except (TypeError, ValueError) as error:  # RLlib's own
+                    raise ConfigError(f"{group}: {' '.join(str(error).split())}") from error
         return config
 
     def to_groups(self) -> dict[str, Any]:
         """The config as nested groups of plain values; `from_groups` reads it back."""
         groups: dict[str, Any] = {
-            "env": self.env,
+            "env": f"{self.env.__module__}:{self.env.__qualname__}" if isinstance(self.env, type) else self.env,
             "env_config": dict(self.env_config),
             "policies": {k: v if isinstance(v, str) else list(v) for k, v in self.policy_patterns.items()},
         }

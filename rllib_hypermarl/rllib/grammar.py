@@ -124,7 +124,7 @@ def check_type(config_class: type, group: str, key: str, value: Any) -> Any:
     )  # others name types not imported there
     hint = typing.get_type_hints(only, globalns=method.__globals__)[key]
     try:
-        return pydantic.TypeAdapter(hint).validate_python(value)
+        return pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError as error:
         expected = " or ".join(dict.fromkeys(item["msg"] for item in error.errors()))
         raise ConfigError(f"{group}.{key} is {value!r}: {expected[0].lower()}{expected[1:]}") from error

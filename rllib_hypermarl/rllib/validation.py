@@ -9,6 +9,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from .. import env as envs
 from ..errors import ConfigError, UnknownEnvError
 from .config import HYPER, to_hyper
+from .env_runner import BatchedEnvRunner
 from .grammar import GROUPS, check_type
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def refuse_unhonoured(config: HyperMARLConfig) -> None:
                     f"callbacks: {callback.__name__}.{name} would never be called; "
                     f"honoured are {', '.join(sorted(_HONOURED_CALLBACKS))}"
                 )
+    if not issubclass(config.env_runner_cls, BatchedEnvRunner):
+        raise ConfigError(f"env_runner_cls is {config.env_runner_cls!r}: expected BatchedEnvRunner or a subclass of it")
     if (
         not isinstance(config.policies, dict)
         or set(config.policies) != {HYPER}
@@ -88,12 +91,12 @@ def check_values(config: HyperMARLConfig) -> None:
             envs.resolve(config.env)
         except UnknownEnvError as error:
             raise ConfigError(str(error)) from error
-    for group in ("hypermarl", "run"):
-        for key in GROUPS[group]:
+    for group, keys in GROUPS.items():
+        for key in keys:
             check_type(type(config), group, key, getattr(config, key))
     positive = {
         "hypermarl": ("embedding_dim",),
-        "training": ("lr", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
+        "training": ("lr", "clip_param", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
         "env_runners": ("num_envs_per_env_runner",),
         "run": ("stop_env_steps", "checkpoint_seconds"),
     }
@@ -107,6 +110,8 @@ def check_values(config: HyperMARLConfig) -> None:
             fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")
     if not isinstance(config.entropy_coeff, int | float):
         fail("training.entropy_coeff", config.entropy_coeff, "expected a number (schedules are not supported yet)")
+    if config.grad_clip is not None and not config.grad_clip > 0:
+        fail("training.grad_clip", config.grad_clip, "expected null or a positive number")
     for key in ("gamma", "lambda_"):
         if not 0 <= getattr(config, key) <= 1:
             fail(f"training.{key}", getattr(config, key), "expected a number from 0 to 1")

@@ -1,0 +1,126 @@
+"""What several tests share: a small game, the part of a result that must repeat, and real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+
+from rllib_hypermarl.rllib.grammar import apply_overrides
+from rllib_hypermarl.rllib.run_dir import RunDir
+
+ROOT = Path(__file__).parent.parent
+
+# A config of which an iteration takes hundredths of a second.
+GAME = {
+    "env": "games/specialisation",
+    "env_config": {"n_agents": 4, "horizon": 5},
+    "hypermarl": {"actor_hidden": [16], "critic_hidden": [16], "hypernet_hidden": [8]},
+    "training": {"num_epochs": 2, "minibatch_size": 32, "train_batch_size_per_learner": 128},
+    "env_runners": {"num_envs_per_env_runner": 16, "rollout_fragment_length": 8},
+    "run": {"stop_env_steps": 384, "torch_threads": 1, "device": "cpu"},
+}
+STEPS = 128  # env steps of one iteration of it
+
+
+def game(*overrides):
+    """The config as nested groups, with overrides `group.key=value`."""
+    return apply_overrides(GAME, overrides)
+
+
+def write_config(directory, *overrides, name="config.yaml"):
+    path = Path(directory) / name
+    path.write_text(yaml.safe_dump(game(*overrides)), encoding="utf-8")
+    return path
+
+
+def rows(run_dir):
+    """The rows of a run's `result.json`, without touching the run."""
+    reader = object.__new__(RunDir)
+    reader.path = Path(run_dir)
+    return reader.read()
+
+
+# Results that tell of the clock, the machine or the process, by a part of their name.
+_NOT_REPEATED = (
+    "timer", "throughput", "time", "date", "pid", "hostname", "node_ip", "per_second", "sample", "iterations_since",
+)  # fmt: skip
+_REPEATED = ("num_env_steps_sampled", "num_module_steps_sampled")
+
+
+def comparable(row):
+    """What of a result must be the same when the same run is done again."""
+    kept = {}
+    for key, value in row.items():
+        counts = key.removesuffix("_lifetime") in _REPEATED
+        if counts or not any(part in key for part in _NOT_REPEATED):
+            kept[key] = comparable(value) if isinstance(value, dict) else value
+    return kept
+
+
+def same(a, b):
+    """Whether two results are equal bit for bit, NaN equal to itself."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b or (a != a and b != b)
+
+
+def weights(algo):
+    """The learner's parameters, copied."""
+    (state,) = algo.learner_group.foreach_learner(lambda learner: learner.module["hyper"].get_state())
+    state = state.get() if hasattr(state, "get") and callable(state.get) and not isinstance(state, dict) else state
+    return {name: torch.as_tensor(value).clone() for name, value in state.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ real processes
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "rllib_hypermarl", *map(str, arguments)]
+
+
+def environment(**extra):
+    keep = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
+    return {**keep, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **extra}
+
+
+def start(*arguments, cwd):
+    """Starts a command in a session of its own, so that a signal to it reaches nobody else."""
+    return subprocess.Popen(
+        command(*arguments), cwd=cwd, env=environment(), start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(*arguments, cwd, timeout=240, env=None):
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=env or environment(), text=True, capture_output=True, timeout=timeout
+    )
+
+
+def wait_until(condition, process=None, timeout=240):
+    """Waits for `condition()`; a process that ends meanwhile is an error, and its output is shown."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {process.communicate()}")
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def ray_processes_of(pid):
+    """Living processes of the Ray that process `pid` started: its children, and those of its session."""
+    found = []
+    for process in psutil.process_iter(["pid", "ppid", "cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        try:
+            of_session = os.getsid(process.pid) == pid
+        except OSError:
+            continue
+        if of_session and process.pid != pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append((process.pid, line[:80]))
+    return found
