@@ -12,6 +12,7 @@ Sharing = Literal["hyper_mlp", "hyper_linear", "none", "full", "full_id"]
 Context = Literal["embedding", "one_hot"]
 Init = Literal["paper", "exact", "framework"]
 Activation = Literal["relu", "tanh"]
+Reads = Literal["obs", "team", "state"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 CONTEXTS: tuple[str, ...] = get_args(Context)
@@ -31,6 +32,8 @@ class HeadSpec:
             own (NoPS), `full` one set for all (FuPS), `full_id` one set that also reads the policy's one-hot id.
         activation: between layers.
         out_gain: gain of the last layer's initialisation (paper: 0.01 for actors, 1 for critics).
+        reads: `obs`, each agent's own observation; `team`, the observations of all agents, in their order, without ids;
+            `state`, the env's own state.
     """
 
     in_dim: int
@@ -39,6 +42,7 @@ class HeadSpec:
     sharing: Sharing = "hyper_mlp"
     activation: Activation = "relu"
     out_gain: float = 1.0
+    reads: Reads = "obs"
 
     @property
     def layers(self) -> list[tuple[int, int, float]]:
@@ -85,6 +89,8 @@ class ModelSpec:
         for name, head in self.heads.items():
             if head.sharing not in SHARING:
                 raise ValueError(f"heads[{name!r}].sharing is {head.sharing!r}, valid are {', '.join(SHARING)}")
+            if head.reads not in get_args(Reads):
+                raise ValueError(f"heads[{name!r}].reads is {head.reads!r}, valid are {get_args(Reads)}")
             if head.activation not in ACTIVATIONS:
                 raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
 

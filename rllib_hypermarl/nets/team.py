@@ -134,6 +134,23 @@ class TeamNet(nn.Module):
             log_std = log_std[self.groups.policy_of].unsqueeze(1)  # [N, 1, dim]
         return spec.distribution(inputs, log_std, self.action_low, self.action_high)
 
+    def value(self, obs: Tensor, state: Tensor | None, weights: Weights) -> Tensor:
+        """The agents' values.
+
+        Args:
+            obs: `[N, B, obs]`.
+            state: `[B, state]`, of envs that have one.
+            weights: with the head `critic`.
+
+        Returns:
+            `[N, B]`.
+        """
+        reads = self.spec.heads["critic"].reads
+        if reads == "team":
+            state = obs.transpose(0, 1).flatten(1)
+        x = obs if reads == "obs" else state.expand(len(obs), *state.shape)
+        return self("critic", x, weights).squeeze(-1)
+
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""
         counts = {name: sum(p.numel() for p in source.parameters()) for name, source in self.sources.items()}
