@@ -6,13 +6,12 @@ resets, and what is special about its randomness.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import random
 import secrets
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -51,25 +50,30 @@ def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_con
 # -------------------------------------------------------------------------------------------------------- randomness
 
 
-def new_stream(seed: int) -> list:
-    """A random stream in the form in which VMAS keeps its own: states of torch's CPU, NumPy's and Python's."""
-    numpy_state = np.random.RandomState(seed % 2**32).get_state()
-    return [torch.Generator().manual_seed(seed).get_state(), numpy_state, random.Random(seed).getstate()]
+class Stream:
+    """A random stream. In `with stream:` VMAS draws from it instead of the one stream that all its envs share.
 
+    Attributes:
+        state: states of torch's CPU generator, NumPy's and Python's: the form in which VMAS keeps its own.
+    """
 
-@contextlib.contextmanager
-def use_stream(stream: list) -> Iterator[None]:
-    """Makes VMAS draw from `stream`, which advances, instead of the one stream that all its envs share."""
-    from vmas.simulator.environment import Environment
+    def __init__(self, seed: int):
+        from vmas.simulator.environment import Environment
 
-    shared = Environment.vmas_random_state  # the decorator of every VMAS method holds this very list: mutate it
-    saved = shared[:]
-    shared[:] = stream
-    try:
-        yield
-    finally:
-        stream[:] = shared
-        shared[:] = saved
+        self._shared = Environment.vmas_random_state  # the decorator of VMAS's methods holds this very list: mutate it
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        numpy_state = np.random.RandomState(seed % 2**32).get_state()
+        self.state = [torch.Generator().manual_seed(seed).get_state(), numpy_state, random.Random(seed).getstate()]
+
+    def __enter__(self) -> None:
+        self._theirs = self._shared[:]
+        self._shared[:] = self.state
+
+    def __exit__(self, *error: object) -> None:
+        self.state = self._shared[:]
+        self._shared[:] = self._theirs
 
 
 # --------------------------------------------------------------------------------------------------------------- env
@@ -115,7 +119,7 @@ class VmasEnv(BatchedEnv):
         self.action_spaces = _same_spaces("action", self.agents, self._env.action_space)
         self._fast_resets = scenario in EXACT_POOL_RESETS if fast_resets is None else fast_resets
         self._pool: ResetPool | None = None  # made when first needed
-        self._stream = new_stream(secrets.randbits(31))
+        self._stream = Stream(secrets.randbits(31))
 
     def make_vmas(self) -> Any:
         """A VMAS env. What a scenario draws while it is built is the task's, not an episode's: it comes from a fixed
@@ -123,7 +127,7 @@ class VmasEnv(BatchedEnv):
         import vmas
 
         scenario = self._scenario if isinstance(self._scenario, str) else self._scenario()
-        with use_stream(new_stream(0)), warnings.catch_warnings(record=True) as caught:
+        with Stream(0), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 env = vmas.make_env(scenario, self.num_envs, self.device, terminated_truncated=True, **self._env_config)
@@ -134,36 +138,33 @@ class VmasEnv(BatchedEnv):
             if "not used by the scenario" in str(warning.message):
                 raise ValueError(str(warning.message).split(" This will")[0])
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if isinstance(self._scenario, str):  # nobody reads the infos, and in VMAS's own scenarios they have no effects
+            env.scenario.info = _no_info
         return env
 
     def reset(self, seed: int | None = None) -> Step:
         if seed is not None:
-            self._stream[:] = new_stream(seed)
+            self._stream.seed(seed)
             if self._pool is not None:
                 self._pool.clear()
         obs = self._reset_all()
         reward = torch.zeros(self.num_envs, len(self.agents), device=self.device)
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        return Step(obs, reward, never, never, obs, extras=self._extras())
+        return Step(obs, reward, never, never, obs)
 
     def step(self, actions: Tensor) -> Step:
         actions = actions if actions.dim() == 3 else actions.unsqueeze(-1)
-        with use_stream(self._stream):
-            obs, reward, terminated, truncated, _ = self._env.step(list(actions.unbind(1)))
+        with self._stream:
+            obs, reward, terminated, truncated, _ = self._env.step(actions.unbind(1))
         obs = final_obs = torch.stack(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
-        extras = self._extras()
         ended = terminated | truncated
         if ended.any():
             obs = self._restart(ended, obs)
-        return Step(obs, reward, terminated, truncated, final_obs, extras=extras)
-
-    def _extras(self) -> dict[str, Tensor]:
-        """`position` `[E, N, 2]`, where the transition ended (before a reset, then)."""
-        return {"position": torch.stack([agent.state.pos for agent in self._env.agents]).transpose(0, 1)}
+        return Step(obs, reward, terminated, truncated, final_obs)
 
     def _reset_all(self) -> Tensor:
-        with use_stream(self._stream):
+        with self._stream:
             return torch.stack(self._env.reset()).transpose(0, 1)
 
     def _restart(self, ended: Tensor, obs: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class VmasEnv(BatchedEnv):
             self._pool = ResetPool(self._env, self.make_vmas())
         rows = ended.nonzero().squeeze(1)
         obs = obs.transpose(0, 1)
-        with use_stream(self._stream):
+        with self._stream:
             obs = self._pool.restart(rows, obs) if self._fast_resets else self._restart_one_by_one(rows, obs)
         return obs.transpose(0, 1)
 
@@ -185,6 +186,10 @@ class VmasEnv(BatchedEnv):
         wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
         (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
         return obs.index_copy(1, rows, torch.stack(fresh)[:, rows])
+
+
+def _no_info(agent: Any) -> dict:
+    return {}
 
 
 def _same_spaces(kind: str, agents: tuple[str, ...], spaces: Any) -> dict[str, gym.Space]:

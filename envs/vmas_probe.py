@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .vmas import VmasEnv, new_stream, use_stream
+from .vmas import Stream, VmasEnv
 from .vmas_pool import ResetPool, StatePairs, UnlikeEnvsError
 
 _ROUNDING = 1e-5  # VMAS's rows are not quite independent: it skips work that none of its envs needs
@@ -45,11 +46,11 @@ class _Trial:
         self.replaced, self.steps = replaced, steps
         self.tolerance = 0.0 if replaced.all() else _ROUNDING
         self.drawn_apart = False
-        self.stream = new_stream(1)
+        self.stream = Stream(1)
         self.env, self.twin, self.pool = maker.make_vmas(), maker.make_vmas(), maker.make_vmas()
         self.rows = ResetPool(self.env, self.pool)
         for env in (self.env, self.twin):
-            _on(self.stream[:], env.reset)
+            _on(copy.copy(self.stream), env.reset)
 
     def run(self) -> str | None:
         if self.drawn_apart:
@@ -76,20 +77,22 @@ class _Trial:
         return None
 
     def _observe(self, env: Any) -> list[Tensor]:
-        return _on(self.stream[:], env.get_from_scenario, True, False, False, False)[0]
+        return _on(copy.copy(self.stream), env.get_from_scenario, True, False, False, False)[0]
 
     def _step(self, *envs: Any) -> list:
         """Steps all envs with the same actions and random numbers."""
         actions = _on(self.stream, self.env.get_random_actions)
-        streams = [self.stream[:] for _ in envs]
+        streams = [copy.copy(self.stream) for _ in envs]
         results = [_on(s, env.step, [a.clone() for a in actions]) for s, env in zip(streams, envs, strict=True)]
         self.stream = streams[0]
-        self.drawn_apart |= not self.replaced.all() and not all(torch.equal(s[0], self.stream[0]) for s in streams)
+        self.drawn_apart |= not self.replaced.all() and not all(
+            torch.equal(s.state[0], self.stream.state[0]) for s in streams
+        )
         return results
 
 
-def _on(stream: list, call: Any, *args: Any) -> Any:
-    with use_stream(stream):
+def _on(stream: Stream, call: Any, *args: Any) -> Any:
+    with stream:
         return call(*args)
 
 

@@ -45,21 +45,20 @@ def rows(run_dir):
     return reader.read()
 
 
-# Results that tell of the clock, the machine or the process, by a part of their name.
-_NOT_REPEATED = (
-    "timer", "throughput", "time", "date", "pid", "hostname", "node_ip", "per_second", "sample", "iterations_since",
-)  # fmt: skip
-_REPEATED = ("num_env_steps_sampled", "num_module_steps_sampled")
+# Results that tell of the clock, the machine or the process.
+_NOT_REPEATED = {
+    "timers", "perf", "date", "timestamp", "time_this_iter_s", "time_total_s", "time_since_restore", "pid", "hostname",
+    "node_ip", "iterations_since_restore", "env_steps_per_second", "sample", "env_step_timer", "config",
+}  # fmt: skip
 
 
 def comparable(row):
     """What of a result must be the same when the same run is done again."""
-    kept = {}
-    for key, value in row.items():
-        counts = key.removesuffix("_lifetime") in _REPEATED
-        if counts or not any(part in key for part in _NOT_REPEATED):
-            kept[key] = comparable(value) if isinstance(value, dict) else value
-    return kept
+    return {
+        key: comparable(value) if isinstance(value, dict) else value
+        for key, value in row.items()
+        if key not in _NOT_REPEATED and not key.endswith("_throughput")
+    }
 
 
 def same(a, b):

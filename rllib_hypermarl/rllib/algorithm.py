@@ -12,6 +12,7 @@ from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -32,6 +33,14 @@ class HyperMARL(PPO):
     def setup(self, config: HyperMARLConfig) -> None:
         torch.set_num_threads(granted_cpus() if config.torch_threads == "auto" else config.torch_threads)
         super().setup(config)
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's, without the previous evaluation's numbers, which it repeats in the iteration after."""
+        result = super().step()
+        interval = self.config.evaluation_interval
+        if not interval or (self.iteration + 1) % interval:
+            result.pop(EVALUATION_RESULTS, None)
+        return result
 
     def training_step(self) -> None:
         start = time.perf_counter()

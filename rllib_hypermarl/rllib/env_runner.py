@@ -108,7 +108,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             EnvError: the env raised, or returned wrong shapes or non-finite values.
         """
         if num_episodes is not None:
-            return [self._evaluate(num_episodes, self.config.explore if explore is None else explore)]
+            return [self._evaluate(num_episodes, self._explores_in_evaluation if explore is None else explore)]
         if self._step is None:
             self._step = self._ask_env("reset", self._seed)
             envs.check_shapes(self.env, self._step, self.env_name)
@@ -128,14 +128,13 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         with_state = self.net.spec.heads["critic"].reads == "state"
         state_dim = self.env.state_space.shape[0] if with_state else None
         buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
-        shape, self._env_seconds = self._step.obs.shape, 0.0
+        self._env_seconds = 0.0
         obs = self._step.obs.transpose(0, 1)
         for _ in range(length):
             dist = self.net.policy(obs, weights)
             actions = dist.sample(self._generator)
             step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
-            if step.obs.shape != shape or step.reward.shape != shape[:2]:
-                envs.check_shapes(self.env, step, self.env_name)
+            envs.check_shapes(self.env, step, self.env_name)
             buffer.add(obs, actions, dist.log_prob(actions), step, self._step.state)
             self._step, obs = step, step.obs.transpose(0, 1)
         return buffer.finish(obs, self._step.state if with_state else None)
@@ -161,6 +160,11 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             envs.check_finite(values, field, self.env.agents, self.env_name)
         envs.check_finite(rollout.last_obs.permute(1, 0, 2)[None], "obs", self.env.agents, self.env_name)
         envs.check_finite(rollout.final_obs.permute(1, 0, 2)[None], "final_obs", self.env.agents, self.env_name)
+
+    @property
+    def _explores_in_evaluation(self) -> bool:
+        """RLlib evaluates on the training runner where no `evaluation_interval` made it one of its own."""
+        return (self.config.get_evaluation_config_object() or self.config).explore
 
     def _evaluate(self, num_episodes: int, explore: bool) -> Episodes:
         if self._evaluation_env is None:

@@ -33,7 +33,8 @@ class RunDir:
         self._rows = [row for row in self.read() if row["training_iteration"] <= iteration]
         self._columns: list[str] = []
         self._rewrite()
-        self._events = SummaryWriter(str(path), purge_step=iteration + 1 if iteration else None, flush_secs=30)
+        purge = iteration + 1 if iteration else None
+        self._events = SummaryWriter(str(path), purge_step=purge, flush_secs=30, filename_suffix=f".{iteration}")
 
     @staticmethod
     def create(path: Path, config: HyperMARLConfig) -> None:
@@ -101,10 +102,14 @@ def check_same_run(path: Path, config: HyperMARLConfig) -> bool:
     Raises:
         ConfigError: it holds a run of another config, or other files.
     """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; choose another --out")
     if not path.exists() or not any(path.iterdir()):
         return False
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path} is not empty and holds no run; choose another --out")
+    if not (path / "result.json").exists() and not any(path.glob("checkpoint_*")):
+        return False  # it failed before its first iteration, of a wrong config perhaps
     theirs, ours = _flat(read_yaml(path / "config.yaml")), _flat(config.to_groups())
     for key in sorted(theirs.keys() | ours.keys()):
         if key not in _FREE and theirs.get(key) != ours.get(key):

@@ -27,7 +27,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._in_iteration = False
+        self._in_iteration = self._given_up = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[StopSignals]:
@@ -46,15 +46,21 @@ class StopSignals:
         self._in_iteration = True
         try:
             yield
+        except Exception as error:
+            if self._given_up:  # somebody on the way caught ours and raised another
+                raise StoppedBySignal(self.received) from error
+            raise
         finally:
             self._in_iteration = False
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        self.received = self.received or signum
-        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        if self.received is None:  # an impatient second one does not prolong the wait
+            self.received = signum
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
 
     def _out_of_patience(self, signum: int, frame: FrameType | None) -> None:
         if self._in_iteration:
+            self._given_up = True
             raise StoppedBySignal(self.received)
 
 

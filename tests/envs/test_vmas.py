@@ -58,7 +58,6 @@ def test_shapes(name, config):
     for step in play(env, 4, seed=0):
         envs.check_shapes(env, step, name)
         assert step.obs.transpose(0, 1).is_contiguous()
-        assert step.extras["position"].shape == (6, len(env.agents), 2)
         assert step.obs.dtype == step.reward.dtype == torch.float32
     assert env.max_episode_steps == 3
     assert env.get_state() is None
