@@ -75,7 +75,7 @@ class BatchedEnv(abc.ABC):
     """Space of `Step.state`, or None where the env has none."""
     device: torch.device = torch.device("cpu")
     max_episode_steps: int | None = None
-    """Steps after which an episode is truncated, or None where it never is."""
+    """Steps after which an episode ends at the latest, or None where nothing limits it."""
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> Step:
@@ -103,6 +103,8 @@ class Wrapper(BatchedEnv):
 
     def __init__(self, env: BatchedEnv):
         self.env = env
+        for key in ("state_space", "device", "max_episode_steps"):  # have defaults in the class, which would hide them
+            setattr(self, key, getattr(env, key))
 
     def __getattr__(self, name: str) -> Any:
         if name == "env":  # not set yet: while unpickling

@@ -6,7 +6,7 @@ import torch
 
 from .env import BatchedEnv
 from .errors import EnvError
-from .nets import Categorical, TeamNet
+from .nets import TeamNet
 from .rollout import Episodes
 
 _LONGEST = 10_000  # steps after which an episode of an env without a time limit is given up
@@ -40,8 +40,9 @@ def evaluate(
     returns, lengths = [], []
     limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
     for _ in range(limit):
-        dist = Categorical(net("actor", step.obs.transpose(0, 1), weights))
-        step = env.step((dist.sample(generator) if explore else dist.mode()).T)
+        dist = net.policy(step.obs.transpose(0, 1), weights)
+        actions = dist.to_env(dist.sample(generator) if explore else dist.mode())
+        step = env.step(actions.transpose(0, 1))
         running, length = running + step.reward, length + 1
         done = step.terminated | step.truncated
         counted = done & (quota > 0)

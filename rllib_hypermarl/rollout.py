@@ -21,13 +21,15 @@ class Rollout:
 
     Attributes:
         obs: `[N, T, E, obs]`, what the agents acted on.
-        actions: `[N, T, E]`.
+        actions: `[N, T, E]`, or `[N, T, E, components]`; as sampled, before clipping or squashing.
         logp: `[N, T, E]`, log-probability of the action when it was taken.
         reward: `[N, T, E]`.
         terminated, truncated: `[T, E]` bool.
         last_obs: `[N, E, obs]`, what follows the last step.
         final_obs: `[N, F, obs]`, last observations of the F episodes that were cut by time.
         final_index: `[F]`, for each of them its row `t * E + e`.
+        state: `[T, E, state]`, of envs that have one, beside `obs`; so are `last_state` `[E, state]` and `final_state`
+            `[F, state]`.
     """
 
     obs: Tensor
@@ -39,6 +41,9 @@ class Rollout:
     last_obs: Tensor
     final_obs: Tensor
     final_index: Tensor
+    state: Tensor | None = None
+    last_state: Tensor | None = None
+    final_state: Tensor | None = None
 
     def env_steps(self) -> int:
         """T * E."""
@@ -52,41 +57,64 @@ class Rollout:
 class RolloutBuffer:
     """Collects one rollout, step by step, without synchronising."""
 
-    def __init__(self, num_agents: int, length: int, num_envs: int, obs_dim: int, device: torch.device):
+    def __init__(
+        self,
+        num_agents: int,
+        length: int,
+        num_envs: int,
+        obs_dim: int,
+        device: torch.device,
+        action_shape: tuple[int, ...] = (),
+        action_dtype: torch.dtype = torch.int64,
+        state_dim: int | None = None,
+    ):
         shape = (num_agents, length, num_envs)
         self.obs = torch.empty(*shape, obs_dim, device=device)
-        self.actions = torch.empty(shape, dtype=torch.int64, device=device)
+        self.actions = torch.empty(*shape, *action_shape, dtype=action_dtype, device=device)
         self.logp = torch.empty(shape, device=device)
         self.reward = torch.empty(shape, device=device)
         self.terminated = torch.empty(shape[1:], dtype=torch.bool, device=device)
         self.truncated = torch.empty(shape[1:], dtype=torch.bool, device=device)
-        self._ends: list[tuple[int, Tensor]] = []
+        self.state = None if state_dim is None else torch.empty(length, num_envs, state_dim, device=device)
+        self._ends: list[tuple[int, Step]] = []
         self._t = 0
 
-    def add(self, obs: Tensor, actions: Tensor, logp: Tensor, step: Step) -> None:
-        """Args: obs `[N, E, obs]`, actions and logp `[N, E]` of one step, and what the env answered."""
+    def add(self, obs: Tensor, actions: Tensor, logp: Tensor, step: Step, state: Tensor | None = None) -> None:
+        """Adds one step.
+
+        Args:
+            obs: `[N, E, obs]`, what was acted on; so is `state` `[E, state]`.
+            actions: `[N, E, ...]`.
+            logp: `[N, E]`.
+            step: what the env answered.
+        """
         t = self._t
+        if self.state is not None:
+            self.state[t] = state
         self.obs[:, t], self.actions[:, t], self.logp[:, t] = obs, actions, logp
         self.reward[:, t] = step.reward.T
         self.terminated[t], self.truncated[t] = step.terminated, step.truncated
         if step.final_obs is not step.obs:  # something ended, or may have
-            self._ends.append((t, step.final_obs))
+            self._ends.append((t, step))
         self._t += 1
 
-    def finish(self, last_obs: Tensor) -> Rollout:
-        """Args: last_obs `[N, E, obs]`."""
+    def finish(self, last_obs: Tensor, last_state: Tensor | None = None) -> Rollout:
+        """Args: last_obs `[N, E, obs]`, last_state `[E, state]`."""
         num_agents, _, num_envs, obs_dim = self.obs.shape
         final_obs = self.obs.new_zeros(num_agents, 0, obs_dim)
         final_index = torch.zeros(0, dtype=torch.int64, device=self.obs.device)
+        final_state = None if self.state is None else self.state.new_zeros(0, self.state.shape[-1])
         if self._ends:
             steps = torch.tensor([t for t, _ in self._ends], device=self.obs.device)
-            observations = torch.stack([obs for _, obs in self._ends])  # [k, E, N, obs]
+            observations = torch.stack([step.final_obs for _, step in self._ends])  # [k, E, N, obs]
             k, e = (self.truncated & ~self.terminated)[steps].nonzero(as_tuple=True)
             final_obs = observations[k, e].transpose(0, 1).contiguous()
             final_index = steps[k] * num_envs + e
+            if self.state is not None:
+                final_state = torch.stack([step.final_state for _, step in self._ends])[k, e]
         return Rollout(
             self.obs, self.actions, self.logp, self.reward, self.terminated, self.truncated,
-            last_obs, final_obs, final_index,
+            last_obs, final_obs, final_index, self.state, last_state, final_state,
         )  # fmt: skip
 
 

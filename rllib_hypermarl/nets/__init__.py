@@ -1,7 +1,10 @@
 """Pure torch: contexts, hypernetworks, sharing modes, target networks, distributions. Needs no Ray."""
 
-from .distributions import Categorical
+from .distributions import ActionSpec, Categorical, Distribution, Gaussian, MultiCategorical
 from .spec import ACTIVATIONS, CONTEXTS, INITS, SHARING, HeadSpec, ModelSpec
 from .team import TeamNet, Weights
 
-__all__ = ["ACTIVATIONS", "CONTEXTS", "INITS", "SHARING", "Categorical", "HeadSpec", "ModelSpec", "TeamNet", "Weights"]
+__all__ = [
+    "ACTIVATIONS", "CONTEXTS", "INITS", "SHARING", "ActionSpec", "Categorical", "Distribution", "Gaussian", "HeadSpec",
+    "ModelSpec", "MultiCategorical", "TeamNet", "Weights",
+]  # fmt: skip

@@ -1,16 +1,109 @@
-"""Action distributions over a leading shape `[...]`, from what an actor head puts out."""
+"""Action distributions over a leading shape `[...]`, from what an actor head puts out.
+
+`torch.distributions` draws from the global generator and checks its arguments at every call; these take a generator, so
+that a run can be resumed and evaluation leaves training alone. What they sample is what the learner stores; `to_env`
+turns it into what the environment takes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
 import torch
 from torch import Tensor
+
+LogStd = Literal["shared", "per_policy", "generated"]
+Bound = Literal["clip", "tanh"]
+LOG_STDS: tuple[str, ...] = get_args(LogStd)
+BOUNDS: tuple[str, ...] = get_args(Bound)
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_QUADRATURE = list(zip(_NODES.tolist(), (_WEIGHTS / _WEIGHTS.sum()).tolist(), strict=True))  # of a standard normal
+_LOG_STD_RANGE = (-10.0, 2.0)  # of generated ones, which an optimiser can throw far
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """What agents can do.
+
+    Attributes:
+        choices: of discrete actions, the number of choices of each component (`Discrete`: one). Empty: continuous.
+        low, high: of continuous actions, the bounds of each dimension. Empty: discrete.
+        log_std: where the log standard deviation comes from. `shared`: one free vector for all policies (the paper's),
+            `per_policy`: one for each, `generated`: the actor head puts it out.
+        bound: how continuous actions are kept in their bounds. `clip` (the paper's): the environment gets the clipped
+            action, the objective sees the unclipped one. `tanh`: squashed, with the change of density.
+    """
+
+    choices: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    log_std: LogStd = "shared"
+    bound: Bound = "clip"
+
+    def __post_init__(self) -> None:
+        if bool(self.choices) == bool(self.low) or len(self.low) != len(self.high):
+            raise ValueError("an action space has either choices or as many low as high bounds")
+        if self.log_std not in LOG_STDS:
+            raise ValueError(f"log_std is {self.log_std!r}, valid are {', '.join(LOG_STDS)}")
+        if self.bound not in BOUNDS:
+            raise ValueError(f"bound is {self.bound!r}, valid are {', '.join(BOUNDS)}")
+        if self.low and not all(math.isfinite(x) for x in self.low + self.high) and self.bound == "tanh":
+            raise ValueError("bound is 'tanh', which needs finite bounds")
+
+    @property
+    def continuous(self) -> bool:
+        return not self.choices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one agent's action: `()` for `Discrete`, else `(components,)`."""
+        if self.continuous:
+            return (len(self.low),)
+        return () if len(self.choices) == 1 else (len(self.choices),)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.continuous else torch.int64
+
+    @property
+    def head_dim(self) -> int:
+        """Outputs that an actor head needs."""
+        if self.continuous:
+            return len(self.low) * (2 if self.log_std == "generated" else 1)
+        return sum(self.choices)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ActionSpec:
+        tuples = {key: tuple(data[key]) for key in ("choices", "low", "high")}
+        return cls(**{**data, **tuples})
+
+    def distribution(
+        self,
+        inputs: Tensor,
+        log_std: Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> Distribution:
+        """What an actor head means.
+
+        Args:
+            inputs: `[..., head_dim]`.
+            log_std: broadcasts against `[..., dim]`; None where the head puts it out, or for discrete actions.
+            low, high: of continuous actions, the bounds as tensors `[dim]` on the device.
+        """
+        if not self.continuous:
+            return Categorical(inputs) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices)
+        if self.log_std == "generated":
+            inputs, log_std = inputs.chunk(2, dim=-1)
+            log_std = log_std.clamp(*_LOG_STD_RANGE)
+        return Gaussian(inputs, log_std, low, high, squash=self.bound == "tanh")
 
 
 class Categorical:
     """One of A discrete actions.
-
-    `torch.distributions.Categorical` draws from the global generator and checks its arguments at every call; this one
-    takes a generator, so that a run can be resumed and evaluation leaves training alone.
 
     Args:
         logits: `[..., A]`, any scale.
@@ -36,3 +129,95 @@ class Categorical:
     def entropy(self) -> Tensor:
         """Returns `[...]`, in nats."""
         return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
+
+    def to_env(self, actions: Tensor) -> Tensor:
+        """As they are."""
+        return actions
+
+
+class MultiCategorical:
+    """K independent discrete choices.
+
+    Args:
+        logits: `[..., sum(choices)]`, one block per component.
+        choices: the number of choices of each component.
+    """
+
+    def __init__(self, logits: Tensor, choices: tuple[int, ...]):
+        self.parts = [Categorical(part) for part in logits.split(choices, dim=-1)]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Returns `[..., K]` int64."""
+        return torch.stack([part.sample(generator) for part in self.parts], dim=-1)
+
+    def mode(self) -> Tensor:
+        """The most likely choices, `[..., K]` int64."""
+        return torch.stack([part.mode() for part in self.parts], dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Args: actions `[..., K]` int64. Returns `[...]`, of all components together."""
+        return sum(part.log_prob(action) for part, action in zip(self.parts, actions.unbind(-1), strict=True))
+
+    def entropy(self) -> Tensor:
+        """Returns `[...]`, in nats."""
+        return sum(part.entropy() for part in self.parts)
+
+    def to_env(self, actions: Tensor) -> Tensor:
+        """As they are."""
+        return actions
+
+
+class Gaussian:
+    """Independent normals, kept in the bounds by clipping or by tanh.
+
+    Samples are unbounded; with `squash`, densities are those of the squashed action.
+
+    Args:
+        mean: `[..., dim]`.
+        log_std: broadcasts against it.
+        low, high: `[dim]`, bounds of each dimension; infinite ones do not clip.
+        squash: tanh instead of clipping.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, low: Tensor, high: Tensor, squash: bool):
+        self.mean, self.log_std, self.squash = mean, log_std.expand_as(mean), squash
+        self.low, self.high = low, high
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Returns `[..., dim]`, before clipping or squashing."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + noise * self.log_std.exp()
+
+    def mode(self) -> Tensor:
+        """The mean, `[..., dim]`; squashed, that is the median of each dimension."""
+        return self.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Args: actions `[..., dim]` as `sample` returns them. Returns `[...]`."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        log_prob = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        if self.squash:
+            log_prob = log_prob - self._log_slope(actions)
+        return log_prob.sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Returns `[...]`, in nats; the mean slope of tanh by Gauss-Hermite quadrature."""
+        entropy = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
+        if self.squash:
+            std = self.log_std.exp()
+            entropy = entropy + sum(w * self._log_slope(self.mean + z * std) for z, w in _QUADRATURE)
+        return entropy.sum(dim=-1)
+
+    def to_env(self, actions: Tensor) -> Tensor:
+        """Clips or squashes `[..., dim]` into the bounds."""
+        if self.squash:
+            return self.low + (self.high - self.low) * (0.5 * (torch.tanh(actions) + 1))
+        return torch.minimum(torch.maximum(actions, self.low), self.high)
+
+    def _log_slope(self, actions: Tensor) -> Tensor:
+        """Log of d(squashed)/d(action): log(1 - tanh^2) in a form that does not underflow, times half the range."""
+        log_one_minus_tanh2 = 2 * (math.log(2) - actions - torch.nn.functional.softplus(-2 * actions))
+        return log_one_minus_tanh2 + ((self.high - self.low) / 2).log()
+
+
+Distribution = Categorical | MultiCategorical | Gaussian

@@ -6,10 +6,13 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
+from .distributions import ActionSpec
+
 Sharing = Literal["hyper_mlp", "hyper_linear", "none", "full", "full_id"]
 Context = Literal["embedding", "one_hot"]
 Init = Literal["paper", "exact", "framework"]
 Activation = Literal["relu", "tanh"]
+Reads = Literal["obs", "team", "state"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 CONTEXTS: tuple[str, ...] = get_args(Context)
@@ -29,6 +32,8 @@ class HeadSpec:
             own (NoPS), `full` one set for all (FuPS), `full_id` one set that also reads the policy's one-hot id.
         activation: between layers.
         out_gain: gain of the last layer's initialisation (paper: 0.01 for actors, 1 for critics).
+        reads: `obs`, each agent's own observation; `team`, the observations of all agents, in their order, without ids;
+            `state`, the env's own state.
     """
 
     in_dim: int
@@ -37,6 +42,7 @@ class HeadSpec:
     sharing: Sharing = "hyper_mlp"
     activation: Activation = "relu"
     out_gain: float = 1.0
+    reads: Reads = "obs"
 
     @property
     def layers(self) -> list[tuple[int, int, float]]:
@@ -59,6 +65,7 @@ class ModelSpec:
         embedding_dim: size d of a learned embedding.
         hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
         init: `exact`, `paper` or `framework`, see `nets/init.py`.
+        actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
     """
 
     policies: tuple[str, ...]
@@ -68,8 +75,11 @@ class ModelSpec:
     embedding_dim: int = 4
     hypernet_hidden: tuple[int, ...] = (64,)
     init: Init = "exact"
+    actions: ActionSpec | None = None
 
     def __post_init__(self) -> None:
+        if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
+            raise ValueError(f"heads['actor'].out_dim is {self.heads['actor'].out_dim}, not {self.actions.head_dim}")
         if set(self.agent_policies) != set(range(len(self.policies))):
             raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
         if self.context not in (None, *CONTEXTS):
@@ -79,6 +89,8 @@ class ModelSpec:
         for name, head in self.heads.items():
             if head.sharing not in SHARING:
                 raise ValueError(f"heads[{name!r}].sharing is {head.sharing!r}, valid are {', '.join(SHARING)}")
+            if head.reads not in get_args(Reads):
+                raise ValueError(f"heads[{name!r}].reads is {head.reads!r}, valid are {get_args(Reads)}")
             if head.activation not in ACTIVATIONS:
                 raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
 
@@ -92,8 +104,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
-        heads = {
-            name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()
-        }
+        heads = {name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()}
         tuples = {key: tuple(data[key]) for key in ("policies", "agent_policies", "hypernet_hidden")}
-        return cls(**{**data, **tuples, "heads": heads})
+        actions = None if data["actions"] is None else ActionSpec.from_dict(data["actions"])
+        return cls(**{**data, **tuples, "heads": heads, "actions": actions})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .contexts import Embedding, OneHot
+from .distributions import Distribution
 from .init import init_direct, init_embedding, init_hypernetwork
 from .sharing import HyperNetwork, Layer, make_source
 from .spec import ModelSpec
@@ -50,6 +51,7 @@ class AgentGroups(nn.Module):
         slots = [group + [0] * (self.size - len(group)) for group in members]
         home = [p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)]
         self.register_buffer("slots", torch.tensor([agent for group in slots for agent in group]), persistent=False)
+        self.register_buffer("policy_of", torch.tensor(agent_policies), persistent=False)
         self.register_buffer("home", torch.tensor(home), persistent=False)
         self.identity = self.slots.tolist() == list(range(len(agent_policies)))
         self.num_policies = num_policies
@@ -87,10 +89,19 @@ class TeamNet(nn.Module):
         for name, head in spec.heads.items():
             dim = self.contexts[spec.context_of(head)].dim if head.sharing.startswith("hyper") else 0
             self.sources[name] = make_source(head, num_policies, dim, spec.hypernet_hidden)
+        self.register_parameter("log_std", None)
+        if spec.actions is not None and spec.actions.continuous:
+            self.register_buffer("action_low", torch.tensor(spec.actions.low), persistent=False)
+            self.register_buffer("action_high", torch.tensor(spec.actions.high), persistent=False)
+            if spec.actions.log_std != "generated":
+                rows = num_policies if spec.actions.log_std == "per_policy" else 1
+                self.log_std = nn.Parameter(torch.zeros(rows, len(spec.actions.low)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all parameters afresh with the spec's scheme."""
+        """Draws all parameters afresh with the spec's scheme; standard deviations start at one."""
+        if self.log_std is not None:
+            nn.init.zeros_(self.log_std)
         for encoder in self.contexts.values():
             if isinstance(encoder, Embedding):
                 init_embedding(encoder, self.spec.init)
@@ -113,8 +124,37 @@ class TeamNet(nn.Module):
         grouped = self.groups.gather(x)
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
 
+    def policy(self, obs: Tensor, weights: Weights) -> Distribution:
+        """The agents' action distributions. Args: obs `[N, B, obs]`; weights with the head `actor`."""
+        spec, inputs = self.spec.actions, self("actor", obs, weights)
+        if not spec.continuous:
+            return spec.distribution(inputs)
+        log_std = self.log_std
+        if log_std is not None and len(log_std) > 1:
+            log_std = log_std[self.groups.policy_of].unsqueeze(1)  # [N, 1, dim]
+        return spec.distribution(inputs, log_std, self.action_low, self.action_high)
+
+    def value(self, obs: Tensor, state: Tensor | None, weights: Weights) -> Tensor:
+        """The agents' values.
+
+        Args:
+            obs: `[N, B, obs]`.
+            state: `[B, state]`, of envs that have one.
+            weights: with the head `critic`.
+
+        Returns:
+            `[N, B]`.
+        """
+        reads = self.spec.heads["critic"].reads
+        if reads == "team":
+            state = obs.transpose(0, 1).flatten(1)
+        x = obs if reads == "obs" else state.expand(len(obs), *state.shape)
+        return self("critic", x, weights).squeeze(-1)
+
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""
         counts = {name: sum(p.numel() for p in source.parameters()) for name, source in self.sources.items()}
         counts["context"] = sum(p.numel() for p in self.contexts.parameters())
+        if self.log_std is not None:
+            counts["log_std"] = self.log_std.numel()
         return {"total": sum(counts.values()), **counts}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,18 @@ from ray.rllib.policy.policy import PolicySpec
 
 from ..errors import ConfigError
 from ..losses import PPOLossConfig
-from ..nets import HeadSpec, ModelSpec
+from ..nets import ModelSpec
+from ..nets.distributions import Bound, LogStd
 from ..nets.spec import Activation, Context, Init, Sharing
 from .grammar import GROUPS, apply_overrides, check_keys, check_type, read_yaml
-from .policies import OWN, Patterns, map_agents
+from .model import build_model_spec
+from .policies import OWN, Patterns
 
+Critic = Literal["independent", "central"]
 HYPER = "hyper"
 """Id of the one RLModule that owns all parameters."""
+STATE = "__env_state__"
+"""Key of the env's state space among RLlib's spaces."""
 
 
 def to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
@@ -51,7 +55,7 @@ class HyperMARLConfig(PPOConfig):
         super().__init__(algo_class=algo_class or HyperMARL)
         self.sharing: Sharing = "hyper_mlp"
         self.critic_sharing: Sharing | None = None
-        self.critic: Literal["independent"] = "independent"
+        self.critic: Critic = "independent"
         self.context: Context | None = None
         self.embedding_dim = 4
         self.hypernet_hidden: Sequence[int] = (64,)
@@ -60,6 +64,8 @@ class HyperMARLConfig(PPOConfig):
         self.activation: Activation = "relu"
         self.init: Init = "exact"
         self.clip_value_loss: float | None = 0.2
+        self.log_std: LogStd = "shared"
+        self.action_bound: Bound = "clip"
 
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
@@ -93,7 +99,7 @@ class HyperMARLConfig(PPOConfig):
         *,
         sharing: Sharing = NotProvided,
         critic_sharing: Sharing | None = NotProvided,
-        critic: Literal["independent"] = NotProvided,
+        critic: Critic = NotProvided,
         context: Context | None = NotProvided,
         embedding_dim: int = NotProvided,
         hypernet_hidden: Sequence[int] = NotProvided,
@@ -102,13 +108,16 @@ class HyperMARLConfig(PPOConfig):
         activation: Activation = NotProvided,
         init: Init = NotProvided,
         clip_value_loss: float | None = NotProvided,
+        log_std: LogStd = NotProvided,
+        action_bound: Bound = NotProvided,
     ) -> HyperMARLConfig:
         """Sets the networks.
 
         Args:
             sharing: where actor weights come from: `hyper_mlp`, `hyper_linear`, `none`, `full`, `full_id`.
             critic_sharing: the same for critics. None: as `sharing`.
-            critic: `independent`, each agent's critic reads that agent's observation (IPPO).
+            critic: `independent`, each agent's critic reads its own observation (IPPO); `central`, the env's state,
+                or the observations of all agents where it has none (MAPPO).
             context: what hypernetworks read, `embedding` or `one_hot`. None: `embedding` for `hyper_mlp` and
                 `one_hot` for `hyper_linear`, the paper's two variants.
             embedding_dim: size of a policy's learned embedding.
@@ -117,6 +126,8 @@ class HyperMARLConfig(PPOConfig):
             activation: of the target networks, `relu` or `tanh`.
             init: `exact`, `paper` or `framework`, see `nets/init.py`.
             clip_value_loss: PPO's clip of the new value around the old one; None: off.
+            log_std: of continuous actions: `shared` (one free vector for all, the paper's), `per_policy`, `generated`.
+            action_bound: of continuous actions: `clip` (the paper's) or `tanh`.
         """
         return self._set("hypermarl", locals())
 
@@ -251,39 +262,18 @@ class HyperMARLConfig(PPOConfig):
     def loss_config(self) -> PPOLossConfig:
         return PPOLossConfig(self.clip_param, self.vf_loss_coeff, self.entropy_coeff, self.clip_value_loss)
 
-    def model_spec(self, observation_spaces: dict[str, gym.Space], action_spaces: dict[str, gym.Space]) -> ModelSpec:
+    def model_spec(
+        self,
+        observation_spaces: dict[str, gym.Space],
+        action_spaces: dict[str, gym.Space],
+        state_space: gym.Space | None = None,
+    ) -> ModelSpec:
         """The team's networks for an env with these spaces per agent, in the env's order of agents.
 
         Raises:
             ConfigError: the patterns do not fit the agents, or the spaces are not supported.
         """
-        agents = list(observation_spaces)
-        policy_of = map_agents(self.policy_patterns, agents)
-        policies = tuple(dict.fromkeys(policy_of.values()))
-        for agent in agents:
-            if not isinstance(action_spaces[agent], gym.spaces.Discrete):
-                raise ConfigError(f"agent {agent}: action space {action_spaces[agent]} is not supported, only Discrete")
-        spaces = {(observation_spaces[agent].shape, int(action_spaces[agent].n)) for agent in agents}
-        if len(spaces) > 1:
-            raise ConfigError("agents with unlike observation or action spaces are not supported")
-        (((obs_dim,), num_actions),) = spaces
-        head = functools.partial(HeadSpec, in_dim=obs_dim, activation=self.activation)
-        actor = head(out_dim=num_actions, hidden=tuple(self.actor_hidden), sharing=self.sharing, out_gain=0.01)
-        critic_sharing = self.critic_sharing or self.sharing
-        critic = head(out_dim=1, hidden=tuple(self.critic_hidden), sharing=critic_sharing, out_gain=1.0)
-        spec = ModelSpec(
-            policies=policies,
-            agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
-            heads={"actor": actor, "critic": critic},
-            context=self.context,
-            embedding_dim=self.embedding_dim,
-            hypernet_hidden=tuple(self.hypernet_hidden),
-            init=self.init,
-        )
-        embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
-        if embedded and self.embedding_dim == 1 and len(policies) > 2:
-            raise ConfigError("hypermarl.embedding_dim is 1: of more than two policies some would start alike; take 2")
-        return spec
+        return build_model_spec(self, observation_spaces, action_spaces, state_space)
 
     def get_evaluation_config_object(self) -> HyperMARLConfig | None:
         """RLlib's copy of the config for evaluation; greedy unless `evaluation_config` says `explore: true`."""
@@ -304,7 +294,8 @@ class HyperMARLConfig(PPOConfig):
         from .module import HyperModule
 
         observation_space, action_space = spaces[HYPER]
-        spec = self.model_spec(dict(observation_space.items()), dict(action_space.items()))
+        state_space, _ = spaces[STATE]
+        spec = self.model_spec(dict(observation_space.items()), dict(action_space.items()), state_space)
         return MultiRLModuleSpec(
             rl_module_specs={
                 HYPER: RLModuleSpec(

@@ -19,9 +19,9 @@ from .. import env as envs
 from ..env import BatchedEnv, Step
 from ..errors import EnvError
 from ..evaluation import evaluate
-from ..nets import Categorical, TeamNet
+from ..nets import TeamNet
 from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer
-from .config import HYPER, HyperMARLConfig
+from .config import HYPER, STATE, HyperMARLConfig
 
 _MAX_AGENTS_LOGGED = 32  # per-agent returns of larger teams would be hundreds of metrics an iteration
 
@@ -81,7 +81,12 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             gym.spaces.Dict([(agent, by_agent[agent]) for agent in self.env.agents])
             for by_agent in (self.env.observation_spaces, self.env.action_spaces)
         )
-        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, HYPER: spaces}
+        return {
+            INPUT_ENV_SPACES: spaces,
+            INPUT_ENV_SINGLE_SPACES: spaces,
+            HYPER: spaces,
+            STATE: (self.env.state_space, None),
+        }
 
     def assert_healthy(self) -> None:
         assert self.env and self.module
@@ -118,17 +123,21 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
     def _rollout(self, length: int) -> Rollout:
         weights = self.net.generate("actor")
         obs_dim = self._step.obs.shape[-1]
-        buffer = RolloutBuffer(len(self.env.agents), length, self.env.num_envs, obs_dim, self.device)
+        acts = self.net.spec.actions
+        sizes = len(self.env.agents), length, self.env.num_envs, obs_dim
+        with_state = self.net.spec.heads["critic"].reads == "state"
+        state_dim = self.env.state_space.shape[0] if with_state else None
+        buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
         self._env_seconds = 0.0
         obs = self._step.obs.transpose(0, 1)
         for _ in range(length):
-            dist = Categorical(self.net("actor", obs, weights))
+            dist = self.net.policy(obs, weights)
             actions = dist.sample(self._generator)
-            step = self._ask_env("step", actions.T)
+            step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
             envs.check_shapes(self.env, step, self.env_name)
-            buffer.add(obs, actions, dist.log_prob(actions), step)
+            buffer.add(obs, actions, dist.log_prob(actions), step, self._step.state)
             self._step, obs = step, step.obs.transpose(0, 1)
-        return buffer.finish(obs)
+        return buffer.finish(obs, self._step.state if with_state else None)
 
     def _ask_env(self, method: str, argument: Any) -> Step:
         start = time.perf_counter()

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 GROUPS: dict[str, tuple[str, ...]] = {
     "hypermarl": (
         "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden", "actor_hidden",
-        "critic_hidden", "activation", "init", "clip_value_loss",
+        "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound",
     ),
     "training": (
         "lr", "gamma", "lambda_", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip", "num_epochs",

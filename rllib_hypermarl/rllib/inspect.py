@@ -23,7 +23,7 @@ def inspect_config(config: HyperMARLConfig) -> dict[str, Any]:
         env = envs.make(config.env, num_envs=1, **env_config)
     else:
         env = config.env(num_envs=1, device=torch.device("cpu"), **env_config)
-    spec = config.model_spec(env.observation_spaces, env.action_spaces)
+    spec = config.model_spec(env.observation_spaces, env.action_spaces, env.state_space)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(config.seed or 0)
         net = TeamNet(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from ..losses import ppo_loss, standardise
-from ..nets import Categorical, TeamNet
+from ..nets import TeamNet
 from ..rollout import Rollout, gae, next_values
 from .config import HYPER
 
@@ -68,11 +69,13 @@ class HyperMARLLearner(PPOTorchLearner):
         value, advantage = self._values_and_advantages(rollout)
         rows = {
             "obs": rollout.obs.view(num_agents, num_rows, -1),
-            "actions": rollout.actions.view(num_agents, num_rows),
+            "actions": rollout.actions.flatten(1, 2),
             "logp": rollout.logp.view(num_agents, num_rows),
             "value": value.view(num_agents, num_rows),
             "advantage": advantage.view(num_agents, num_rows),
         }
+        if rollout.state is not None:
+            rows["state"] = rollout.state.flatten(0, 1).unsqueeze(0)  # one for the whole team
         totals: dict[str, Tensor] = {}
         num_minibatches = max(1, round(num_rows / config.minibatch_size))
         for _ in range(config.num_epochs):
@@ -92,11 +95,11 @@ class HyperMARLLearner(PPOTorchLearner):
     def _loss(self, net: TeamNet, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once."""
         weights = net.generate("actor", "critic")
-        dist = Categorical(net("actor", rows["obs"], weights))
+        dist = net.policy(rows["obs"], weights)
         return ppo_loss(
             dist.log_prob(rows["actions"]),
             dist.entropy(),
-            net("critic", rows["obs"], weights).squeeze(-1),
+            net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights),
             old_logp=rows["logp"],
             old_value=rows["value"],
             advantage=standardise(rows["advantage"]),
@@ -110,9 +113,9 @@ class HyperMARLLearner(PPOTorchLearner):
         net, weights = self.net, self.net.generate("critic")
         num_agents, length, num_envs, _ = rollout.obs.shape
         obs = rollout.obs.flatten(1, 2)
-        chunks = [obs[:, i : i + _VALUE_ROWS] for i in range(0, obs.shape[1], _VALUE_ROWS)]
-        chunks += [rollout.last_obs, rollout.final_obs]
-        values = torch.cat([net("critic", x, weights).squeeze(-1) for x in chunks], dim=1)
+        chunks = list(zip_states(obs, None if rollout.state is None else rollout.state.flatten(0, 1)))
+        chunks += [(rollout.last_obs, rollout.last_state), (rollout.final_obs, rollout.final_state)]
+        values = torch.cat([net.value(x, state, weights) for x, state in chunks], dim=1)
         value, last, final = values.split([length * num_envs, num_envs, rollout.final_obs.shape[1]], dim=1)
         value = value.view(num_agents, length, num_envs)
         following = next_values(value, last, final, rollout.final_index)
@@ -148,3 +151,10 @@ class HyperMARLLearner(PPOTorchLearner):
         super().set_state(state)
         if "generator" in state:
             self._generator.set_state(state["generator"])
+
+
+def zip_states(obs: Tensor, state: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Chunks of rows `[N, rows, obs]`, with their states `[rows, state]` where there are any."""
+    for first in range(0, obs.shape[1], _VALUE_ROWS):
+        rows = slice(first, first + _VALUE_ROWS)
+        yield obs[:, rows], None if state is None else state[rows]

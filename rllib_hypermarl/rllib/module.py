@@ -31,14 +31,14 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
             self.net = TeamNet(ModelSpec.from_dict(self.model_config["model_spec"]))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        return {Columns.ACTION_DIST_INPUTS: self._head("actor", batch[Columns.OBS])}
+        obs = batch[Columns.OBS].transpose(0, 1)
+        inputs = self.net("actor", obs, self.net.generate("actor"))
+        return {Columns.ACTION_DIST_INPUTS: inputs.transpose(0, 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """Args: batch with `obs [B, N, obs]`. Returns `[B, N]`."""
-        return self._head("critic", batch[Columns.OBS]).squeeze(-1)
-
-    def _head(self, name: str, obs: Tensor) -> Tensor:
-        return self.net(name, obs.transpose(0, 1), self.net.generate(name)).transpose(0, 1)
+        """Args: batch with `obs [B, N, obs]`, and `state [B, state]` if the critic reads it. Returns `[B, N]`."""
+        obs = batch[Columns.OBS].transpose(0, 1)
+        return self.net.value(obs, batch.get("state"), self.net.generate("critic")).T
 
     def copy_from(self, other: HyperModule) -> None:
         """Takes over the parameters of an equal module, without a detour through the host."""

@@ -159,7 +159,7 @@ def test_unknown_keys_and_broken_overrides_are_named(override, words):
         ("training.gamma=high", "training.gamma is 'high'"),
         ("training.lr=fast", "training.lr is 'fast'"),
         ("hypermarl.sharing=some", "hypermarl.sharing is 'some'"),
-        ("hypermarl.critic=central", "hypermarl.critic is 'central'"),
+        ("hypermarl.critic=mine", "hypermarl.critic is 'mine'"),
         ("hypermarl.actor_hidden=64", "hypermarl.actor_hidden is 64"),
         ("hypermarl.init=random", "hypermarl.init is 'random'"),
         ("env_runners.rollout_fragment_length=long", "rollout_fragment_length"),

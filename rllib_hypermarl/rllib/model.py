@@ -1,0 +1,71 @@
+"""From a config and an env's spaces to the team's networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import gymnasium as gym
+
+from ..errors import ConfigError
+from ..nets import ActionSpec, HeadSpec, ModelSpec
+from .policies import map_agents
+
+if TYPE_CHECKING:
+    from .config import HyperMARLConfig
+
+
+def build_model_spec(
+    config: HyperMARLConfig,
+    observation_spaces: dict[str, gym.Space],
+    action_spaces: dict[str, gym.Space],
+    state_space: gym.Space | None,
+) -> ModelSpec:
+    """The team's networks for an env with these spaces per agent, in the env's order of agents.
+
+    Raises:
+        ConfigError: the patterns do not fit the agents, or the spaces are not supported.
+    """
+    agents = list(observation_spaces)
+    policy_of = map_agents(config.policy_patterns, agents)
+    policies = tuple(dict.fromkeys(policy_of.values()))
+    spaces = {(observation_spaces[agent].shape, _action_spec(config, agent, action_spaces[agent])) for agent in agents}
+    if len(spaces) > 1:
+        raise ConfigError("agents with unlike observation or action spaces are not supported")
+    (((obs_dim,), actions),) = spaces
+    head = functools.partial(HeadSpec, in_dim=obs_dim, activation=config.activation)
+    actor = head(out_dim=actions.head_dim, hidden=tuple(config.actor_hidden), sharing=config.sharing, out_gain=0.01)
+    critic = head(out_dim=1, hidden=tuple(config.critic_hidden), sharing=config.critic_sharing or config.sharing)
+    if config.critic == "central":
+        reads = ("team", obs_dim * len(agents)) if state_space is None else ("state", state_space.shape[0])
+        critic = dataclasses.replace(critic, reads=reads[0], in_dim=reads[1])
+    spec = ModelSpec(
+        policies=policies,
+        agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
+        heads={"actor": actor, "critic": critic},
+        context=config.context,
+        embedding_dim=config.embedding_dim,
+        hypernet_hidden=tuple(config.hypernet_hidden),
+        init=config.init,
+        actions=actions,
+    )
+    embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
+    if embedded and config.embedding_dim == 1 and len(policies) > 2:
+        raise ConfigError("hypermarl.embedding_dim is 1: of more than two policies some would start alike; take 2")
+    return spec
+
+
+def _action_spec(config: HyperMARLConfig, agent: str, space: gym.Space) -> ActionSpec:
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return ActionSpec(choices=(int(space.n),))
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return ActionSpec(choices=tuple(int(n) for n in space.nvec))
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise ConfigError(
+            f"agent {agent}: action space {space} is not supported (Discrete from 0, MultiDiscrete, flat Box)"
+        )
+    if config.action_bound == "tanh" and not space.is_bounded():
+        raise ConfigError(f"hypermarl.action_bound is 'tanh', but the actions of {agent} have no bounds ({space})")
+    low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+    return ActionSpec(low=low, high=high, log_std=config.log_std, bound=config.action_bound)
