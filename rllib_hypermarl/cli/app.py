@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -186,6 +187,10 @@ def run(arguments: list[str]) -> int:
         return fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return fail("stopped", 130)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        return fail("stopped", 143)  # by Ray's handler, which stands from ray.init until training puts ours there
     except StoppedBySignal as stopped:  # said already
         return stopped.exit_status
     except HyperMARLError as error:
