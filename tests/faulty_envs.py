@@ -78,25 +78,12 @@ class RaisingResetEnv(GoodEnv):
 
 
 class SlowEnv(GoodEnv):
-    """Sleeps in every step."""
+    """Sleeps `seconds` in each of its first 8 steps, and `later` in the others."""
 
-    def __init__(self, num_envs, device="cpu", horizon=5, seconds=0.1):
+    def __init__(self, num_envs, device="cpu", horizon=5, seconds=0.3, later=5.0):
         super().__init__(num_envs, device, horizon)
-        self.seconds = seconds
+        self.seconds, self.later = seconds, later
 
     def step(self, actions):
-        time.sleep(self.seconds)
+        time.sleep(self.seconds if self.t < 8 else self.later)
         return super().step(actions)
-
-
-class MaskEnv(GoodEnv):
-    """Returns what the runner cannot use yet."""
-
-    def __init__(self, num_envs, device="cpu", field="action_mask"):
-        super().__init__(num_envs, device)
-        self.field = field
-
-    def make_step(self, ended):
-        step = super().make_step(ended)
-        setattr(step, self.field, torch.ones(self.num_envs, 2, 2, dtype=torch.bool))
-        return step

@@ -111,15 +111,14 @@ def wait_until(condition, process=None, timeout=240):
         time.sleep(0.05)
 
 
-def ray_processes_of(pid):
-    """Living processes of the Ray that process `pid` started: its children, and those of its session."""
+def processes_of(pid):
+    """The living processes of the session that process `pid` began, itself left out: its Ray, while there is one."""
     found = []
-    for process in psutil.process_iter(["pid", "ppid", "cmdline", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
+    for process in psutil.process_iter(["cmdline", "status"]):
         try:
-            of_session = os.getsid(process.pid) == pid
-        except OSError:
+            of_session = os.getsid(process.pid) == pid != process.pid
+        except OSError:  # gone meanwhile
             continue
-        if of_session and process.pid != pid and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append((process.pid, line[:80]))
+        if of_session and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or [])[:80])
     return found
