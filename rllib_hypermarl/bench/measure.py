@@ -1,0 +1,72 @@
+"""What the benches share: the machine, fresh processes, memory, stopwatches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "cpu": model,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "ray")},
+    }
+
+
+def in_fresh_process(function: Callable, *args: Any, method: str = "spawn", preload: str | None = None) -> Any:
+    """Calls a module-level function in a process of its own and returns what it returns.
+
+    Args:
+        method: `spawn`, a new interpreter; `forkserver`, a fork of an idle process that has imported `preload`, which
+            takes milliseconds instead of seconds.
+    """
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([preload])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def memory_mb() -> tuple[float, float]:
+    """Resident memory of this process in MB: now, and at its highest.
+
+    `getrusage` would not do for the latter: a process inherits the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+        return peak, peak
+    sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return tuple(int(sizes[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+
+
+class Stopwatch:
+    """Adds up the seconds spent in one method of one object, which keeps the timed method."""
+
+    def __init__(self, owner: Any, method: str):
+        self.seconds = 0.0
+        self._call = getattr(owner, method, None)
+        if self._call is not None:
+            setattr(owner, method, self._timed)
+
+    def _timed(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self._call(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - start
