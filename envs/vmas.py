@@ -7,11 +7,12 @@ resets, and what is special about its randomness.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import random
 import secrets
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -53,27 +54,52 @@ def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_con
 class Stream:
     """A random stream. In `with stream:` VMAS draws from it instead of the one stream that all its envs share.
 
-    Attributes:
-        state: states of torch's CPU generator, NumPy's and Python's: the form in which VMAS keeps its own.
+    VMAS brings its stream into the global generators and back around every call, which takes a twentieth of a step of
+    few envs, mostly to copy NumPy's state. `step` does without: it swaps NumPy's generators themselves.
     """
 
     def __init__(self, seed: int):
         from vmas.simulator.environment import Environment
 
         self._shared = Environment.vmas_random_state  # the decorator of VMAS's methods holds this very list: mutate it
+        self._step = inspect.unwrap(Environment.step)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        numpy_state = np.random.RandomState(seed % 2**32).get_state()
-        self.state = [torch.Generator().manual_seed(seed).get_state(), numpy_state, random.Random(seed).getstate()]
+        self.torch_state = torch.Generator().manual_seed(seed).get_state()
+        self._numpy = np.random.RandomState(seed % 2**32).get_state()
+        self._python = random.Random(seed).getstate()
+
+    @property
+    def _numpy(self) -> tuple:
+        return np.random.RandomState(self._bits).get_state()
+
+    @_numpy.setter
+    def _numpy(self, state: tuple) -> None:
+        self._bits = np.random.MT19937()
+        self._bits.state = {"bit_generator": "MT19937", "state": {"key": state[1], "pos": state[2]}}
 
     def __enter__(self) -> None:
         self._theirs = self._shared[:]
-        self._shared[:] = self.state
+        self._shared[:] = self.torch_state, self._numpy, self._python
 
     def __exit__(self, *error: object) -> None:
-        self.state = self._shared[:]
+        self.torch_state, self._numpy, self._python = self._shared
         self._shared[:] = self._theirs
+
+    def step(self, env: Any, actions: Sequence[Tensor]) -> list:
+        """`env.step(actions)`, drawing from this stream."""
+        outside = torch.get_rng_state(), np.random.get_bit_generator(), random.getstate()
+        torch.set_rng_state(self.torch_state)
+        np.random.set_bit_generator(self._bits)
+        random.setstate(self._python)
+        try:
+            return self._step(env, actions)
+        finally:
+            self.torch_state, self._python = torch.get_rng_state(), random.getstate()
+            torch.set_rng_state(outside[0])
+            np.random.set_bit_generator(outside[1])
+            random.setstate(outside[2])
 
 
 # --------------------------------------------------------------------------------------------------------------- env
@@ -154,8 +180,7 @@ class VmasEnv(BatchedEnv):
 
     def step(self, actions: Tensor) -> Step:
         actions = actions if actions.dim() == 3 else actions.unsqueeze(-1)
-        with self._stream:
-            obs, reward, terminated, truncated, _ = self._env.step(actions.unbind(1))
+        obs, reward, terminated, truncated, _ = self._stream.step(self._env, actions.unbind(1))
         obs = final_obs = torch.stack(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
         ended = terminated | truncated

@@ -86,7 +86,7 @@ class _Trial:
         results = [_on(s, env.step, [a.clone() for a in actions]) for s, env in zip(streams, envs, strict=True)]
         self.stream = streams[0]
         self.drawn_apart |= not self.replaced.all() and not all(
-            torch.equal(s.state[0], self.stream.state[0]) for s in streams
+            torch.equal(s.torch_state, self.stream.torch_state) for s in streams
         )
         return results
 
