@@ -87,3 +87,16 @@ class SlowEnv(GoodEnv):
     def step(self, actions):
         time.sleep(self.seconds if self.t < 8 else self.later)
         return super().step(actions)
+
+
+class MaskEnv(GoodEnv):
+    """Returns an optional field that the runner cannot use yet."""
+
+    def __init__(self, num_envs, device="cpu", field="action_mask"):
+        super().__init__(num_envs, device)
+        self.field = field
+
+    def make_step(self, ended):
+        step = super().make_step(ended)
+        setattr(step, self.field, torch.ones(self.num_envs, 2, 2, dtype=torch.bool))
+        return step

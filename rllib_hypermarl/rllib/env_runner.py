@@ -112,6 +112,9 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if self._step is None:
             self._step = self._ask_env("reset", self._seed)
             envs.check_shapes(self.env, self._step, self.env_name)
+            for field in ("action_mask", "alive"):
+                if getattr(self._step, field) is not None:
+                    raise EnvError(f"env {self.env_name!r} returned {field}, which is not supported yet")
         start = time.perf_counter()
         rollout = self._rollout(self.config.get_rollout_fragment_length())
         self._check(rollout)

@@ -52,6 +52,7 @@ def test_yaml_and_fluent_calls_give_the_same_config(tmp_path):
 def test_every_honoured_key_reads_back_from_yaml(tmp_path):
     config = fluent().training(lr=1e-7, gamma=0.9, grad_clip=None, shuffle_batch_per_epoch=False)
     config.hypermarl(sharing="none", critic_sharing="full_id", context="one_hot", init="paper", clip_value_loss=None)
+    config.hypermarl(critic="central", log_std="generated", action_bound="tanh")
     config.evaluation(evaluation_interval=3, evaluation_duration=7, evaluation_config={"explore": True})
     config.reporting(min_time_s_per_iteration=2.0).resources(num_cpus_for_main_process=2)
     config.multi_agent(policies={"scouts": ["agent_0", "agent_1"], "*": "own"}).run(seed=None)

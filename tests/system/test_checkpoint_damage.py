@@ -55,9 +55,10 @@ def test_of_every_file_with_a_manifest(trained, run_dir, capfd):
     for name in files(trained):
         whole = (trained / name).read_bytes()
         for content in damages(whole):
+            if name == checkpoints.MANIFEST and content is None:
+                continue  # then it is a checkpoint as RLlib writes it: the next test
             damage(checkpoint / name, content)
-            error = complaint(capfd, "resume", run_dir)
-            assert name in error
+            assert f"{name} is " in complaint(capfd, "resume", run_dir)
         damage(checkpoint / name, whole)
     assert run(["resume", str(run_dir)]) == 0
 
