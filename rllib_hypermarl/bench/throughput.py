@@ -33,6 +33,7 @@ DISPERSION = {
 }  # fmt: skip
 HIDDEN = (64, 64)
 EPOCHS = 4
+WARM_UP = 2  # iterations of ours and of the bare loop
 STOCK = {"vector": BatchedVectorEnvRunner, "one_env_each": None}
 """One batched env behind RLlib's vector API, or one env of one copy per sub-env."""
 
@@ -87,22 +88,37 @@ class Ours:
             "all": Stopwatch(self.algo, "train"),
         }
 
+        self._parts: list[dict[str, float]] = []
+
     def iterate(self) -> int:
-        before = self.algo.env_steps
+        before, start = self.algo.env_steps, self._seconds()
         self.algo.train()
+        spent = {key: end - start[key] for key, end in self._seconds().items()}
+        self._parts.append(
+            {
+                "sim": spent["step"] - spent["reset"],
+                "policy": spent["sample"] - spent["step"],
+                "reset": spent["reset"],
+                "update": spent["update"],
+                "other": spent["all"] - spent["sample"] - spent["update"],
+            }
+        )
         return self.algo.env_steps - before
 
-    def shares(self) -> dict[str, float]:
-        """Of an iteration; env (simulation, resets), policy (and all else in sampling), update, everything else."""
-        spent = {key: watch.seconds / self._watches["all"].seconds for key, watch in self._watches.items()}
-        shares = {
-            "sim": spent["step"] - spent["reset"],
-            "policy": spent["sample"] - spent["step"],
-            "reset": spent["reset"],
-            "update": spent["update"],
-            "other": 1 - spent["sample"] - spent["update"],
+    def _seconds(self) -> dict[str, float]:
+        return {key: watch.seconds for key, watch in self._watches.items()}
+
+    def shares(self, discard: int) -> dict[str, float]:
+        """Of an iteration: simulation, policy (and all else in sampling), resets, update, everything else.
+
+        Resets are means, for they come in some iterations only; all else medians. Without the first `discard` ones.
+        """
+        parts = self._parts[discard:]
+        seconds = {
+            key: (statistics.mean if key == "reset" else statistics.median)(part[key] for part in parts)
+            for key in parts[0]
         }
-        return {key: round(share, 4) for key, share in shares.items()}
+        return {key: round(x / sum(seconds.values()), 4) for key, x in seconds.items()}
 
     def close(self) -> None:
         self.algo.stop()
@@ -222,7 +238,7 @@ def _race(
     paired = fast if work.slow else [*fast, "stock vector"]
     once = {"stock one_env_each"} if work.slow else set()
     for name, contender in contenders.items():
-        for _ in range(0 if name in once else 1 if name in stock else 2):
+        for _ in range(0 if name in once else 1 if name in stock else WARM_UP):
             contender.iterate()
     assert torch.get_num_threads() == threads
 
@@ -234,7 +250,7 @@ def _race(
         for name in dict.fromkeys(turns):
             rates[name].append([rate for other, rate in measured if other == name])
             log(f"{work.name} round {i + 1}: {name:18s} {statistics.median(rates[name][-1]):9,.0f} env steps/s")
-    shares = {sharing: ours[f"ours {sharing}"].shares() for sharing in sharings}
+    shares = {sharing: ours[f"ours {sharing}"].shares(WARM_UP) for sharing in sharings}
     for contender in contenders.values():
         contender.close()
     return rates, shares
