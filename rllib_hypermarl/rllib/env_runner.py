@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,21 @@ from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer
 from .config import HYPER, STATE, HyperMARLConfig
 
 _MAX_AGENTS_LOGGED = 32  # per-agent returns of larger teams would be hundreds of metrics an iteration
+
+
+_ROWS_PER_THREAD = 1024  # agent rows of a step below which more than one torch thread only costs
+
+
+@contextlib.contextmanager
+def _one_thread_if(few: bool) -> Iterator[None]:
+    """Runs small steps on one torch thread: waking and awaiting another takes longer than its share of the work, and
+    many times longer where something else keeps a core busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if few else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class BatchedEnvRunner(EnvRunner, Checkpointable):
@@ -116,7 +132,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 if getattr(self._step, field) is not None:
                     raise EnvError(f"env {self.env_name!r} returned {field}, which is not supported yet")
         start = time.perf_counter()
-        rollout = self._rollout(self.config.get_rollout_fragment_length())
+        with _one_thread_if(self.env.num_envs * len(self.env.agents) <= _ROWS_PER_THREAD):
+            rollout = self._rollout(self.config.get_rollout_fragment_length())
         self._check(rollout)
         episodes = self._episodes.update(rollout)
         self._log_rollout(rollout, episodes, time.perf_counter() - start)
