@@ -42,5 +42,5 @@ def test_fifty_iterations_of_600_by_100_do_not_grow_the_driver():
     print(f"peak {measured['peak'] / 1e6:.0f} MB, after 10 {resident[9]:.0f}, after 50 {resident[-1]:.0f}")
     assert measured["env_steps"] == 50 * 60_000
     assert measured["peak"] < 1.2e9
-    # A rollout that is kept would be 60 MB an iteration, 2.4 GB here; the allocator's heap has been seen to creep by 30.
+    # A rollout that is kept would be 60 MB an iteration, 2.4 GB here; the allocator's heap alone may creep by 30.
     assert max(resident[40:]) < max(resident[9:20]) + 60
