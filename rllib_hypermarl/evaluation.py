@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from .env import BatchedEnv
+from .episodes import Episodes
 from .errors import EnvError
 from .nets import TeamNet
-from .rollout import Episodes
 
 _LONGEST = 10_000  # steps after which an episode of an env without a time limit is given up
 

@@ -6,38 +6,48 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOLossConfig:
-    """Coefficients of `ppo_loss`; the names are RLlib's, and `clip_value_loss` is ours."""
+    """Coefficients of `ppo_loss`; the names are RLlib's, `clip_value_loss` and `huber_delta` are ours.
+
+    `huber_delta`: value errors count linearly beyond it; None: squared throughout.
+    """
 
     clip_param: float = 0.2
     vf_loss_coeff: float = 0.5
     entropy_coeff: float = 0.01
     clip_value_loss: float | None = 0.2
+    huber_delta: float | None = None
 
 
-def standardise(advantage: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over all rows and agents of a minibatch, jointly."""
-    std, mean = torch.std_mean(advantage, correction=0)
+def standardise(advantage: Tensor, std_mean: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Mean 0 and standard deviation 1 over all rows and agents of a minibatch, jointly.
+
+    Args:
+        std_mean: those of the minibatch, where it is but a share of it that this process holds.
+    """
+    std, mean = torch.std_mean(advantage, correction=0) if std_mean is None else std_mean
     return (advantage - mean) / (std + 1e-8)
 
 
 def ppo_loss(
     logp: Tensor,
     entropy: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     *,
     old_logp: Tensor,
-    old_value: Tensor,
+    old_value: Tensor | None,
     advantage: Tensor,
-    value_target: Tensor,
+    value_target: Tensor | None,
     config: PPOLossConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, squared value error (halved; clipped around the old value if asked for), entropy bonus.
 
-    All tensors are `[N, B]`; the loss is the mean over all their entries. `advantage` is used as it is given.
+    All tensors are `[N, B]`; the loss is the mean over all their entries. `advantage` is used as it is given. Without a
+    critic (`value` None) there is no value error.
 
     Returns:
         The loss, and detached scalars for the log under RLlib's names: `policy_loss`, `vf_loss`, `entropy`,
@@ -48,13 +58,7 @@ def ppo_loss(
     low, high = 1 - config.clip_param, 1 + config.clip_param
     policy_loss = -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage).mean()
 
-    error = (value - value_target).square()
-    if config.clip_value_loss is not None:
-        limit = config.clip_value_loss
-        clipped = old_value + (value - old_value).clamp(-limit, limit)
-        error = torch.max(error, (clipped - value_target).square())
-    vf_loss = 0.5 * error.mean()
-
+    vf_loss = logp.new_zeros(()) if value is None else _value_loss(value, old_value, value_target, config)
     mean_entropy = entropy.mean()
     loss = policy_loss + config.vf_loss_coeff * vf_loss - config.entropy_coeff * mean_entropy
     with torch.no_grad():
@@ -66,3 +70,16 @@ def ppo_loss(
             "clip_fraction": ((ratio - 1).abs() > config.clip_param).float().mean(),
         }
     return loss, stats
+
+
+def _value_loss(value: Tensor, old_value: Tensor, target: Tensor, config: PPOLossConfig) -> Tensor:
+    def error(x: Tensor) -> Tensor:
+        if config.huber_delta is None:
+            return 0.5 * (x - target).square()
+        return functional.huber_loss(x, target, reduction="none", delta=config.huber_delta)
+
+    loss = error(value)
+    if config.clip_value_loss is not None:
+        limit = config.clip_value_loss
+        loss = torch.max(loss, error(old_value + (value - old_value).clamp(-limit, limit)))
+    return loss.mean()

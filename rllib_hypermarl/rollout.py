@@ -1,9 +1,10 @@
-"""Rollouts: what a runner collects, agent-major in memory, and generalised advantage estimation."""
+"""Rollouts: what runners collect, agent-major in memory, joined and split over envs; advantage estimation."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,64 @@ class Rollout:
     def agent_steps(self) -> int:
         """T * E * N."""
         return self.reward.numel()
+
+    def arrays(self) -> Rollout:
+        """The same in NumPy arrays, which travel between processes without being copied."""
+        return self._map(lambda x: x.numpy(force=True))
+
+    def tensors(self, device: torch.device | None = None) -> Rollout:
+        """The same in tensors on a device (None: where they are)."""
+        with warnings.catch_warnings():  # arrays out of an object store are read-only, and are only read
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return self._map(lambda x: torch.as_tensor(x, device=device))
+
+    def _map(self, function: Callable[[Any], Any]) -> Rollout:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Rollout(**{name: None if x is None else function(x) for name, x in fields.items()})
+
+
+# The axis of the envs in each field of a rollout; of the final ones, of the episodes that were cut.
+_ENV_AXIS = {
+    "obs": 2, "actions": 2, "logp": 2, "reward": 2, "terminated": 1, "truncated": 1, "last_obs": 1, "state": 1,
+    "last_state": 0,
+}  # fmt: skip
+
+
+def join(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout of all the envs of rollouts of equal length, in their order."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    fields: dict[str, Any] = {}
+    for name, axis in (*_ENV_AXIS.items(), ("final_obs", 1), ("final_state", 0)):
+        parts = [getattr(rollout, name) for rollout in rollouts]
+        fields[name] = None if parts[0] is None else torch.cat(parts, dim=axis)
+    num_envs, first, index = fields["terminated"].shape[1], 0, []
+    for rollout in rollouts:
+        own = rollout.terminated.shape[1]
+        t, e = rollout.final_index // own, rollout.final_index % own
+        index.append(t * num_envs + first + e)
+        first += own
+    return Rollout(**fields, final_index=torch.cat(index))
+
+
+def split(rollout: Rollout, shards: int) -> list[Rollout]:
+    """Rollouts of equally many envs each; envs that are left over are dropped."""
+    if shards == 1:
+        return [rollout]
+    num_envs = rollout.terminated.shape[1]
+    own = num_envs // shards
+    t, e = rollout.final_index // num_envs, rollout.final_index % num_envs
+    result = []
+    for first in range(0, own * shards, own) if own else [0] * shards:
+        fields: dict[str, Any] = {}
+        for name, axis in _ENV_AXIS.items():
+            x = getattr(rollout, name)
+            fields[name] = None if x is None else x.narrow(axis, first, own).contiguous()
+        mine = ((e >= first) & (e < first + own)).nonzero().squeeze(1)
+        fields["final_obs"] = rollout.final_obs[:, mine]
+        fields["final_state"] = None if rollout.final_state is None else rollout.final_state[mine]
+        result.append(Rollout(**fields, final_index=t[mine] * own + e[mine] - first))
+    return result
 
 
 class RolloutBuffer:
@@ -148,6 +207,17 @@ def gae(
     return advantage
 
 
+def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
+    """Discounted sums of the rewards to come, of what the rollout holds of each episode, `[N, T, E]`.
+
+    Args:
+        reward: `[N, T, E]`.
+        ended: `[T, E]` bool.
+    """
+    nothing = torch.zeros_like(reward)
+    return gae(reward, nothing, nothing, ended, torch.zeros_like(ended), gamma, 1.0)
+
+
 def next_values(value: Tensor, last_value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
     """What follows each step: the next step's value, and the final observation's where time cut an episode.
 
@@ -162,99 +232,3 @@ def next_values(value: Tensor, last_value: Tensor, final_value: Tensor, final_in
     result = torch.cat([value[:, 1:], last_value.unsqueeze(1)], dim=1)
     result.view(len(value), -1)[:, final_index] = final_value
     return result
-
-
-# ---------------------------------------------------------------------------------------------------------- episodes
-
-
-@dataclasses.dataclass(slots=True)
-class Episodes:
-    """Results of K finished episodes.
-
-    Attributes:
-        returns: `[K, N]`, sum of each agent's rewards.
-        lengths: `[K]`, in env steps.
-    """
-
-    returns: Tensor
-    lengths: Tensor
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def env_steps(self) -> int:
-        return int(self.lengths.sum())
-
-    def agent_steps(self) -> int:
-        return self.env_steps() * self.returns.shape[1]
-
-    def summary(self, agents: Sequence[str]) -> dict[str, Any]:
-        """Metrics under RLlib's names; `agent_return_mean` (mean over agents, the paper's measure) is ours.
-
-        Args:
-            agents: the agents whose own returns are reported, the first ones of the env's order.
-        """
-        if not len(self):
-            return {}
-        team = self.returns.sum(dim=1)
-        return {
-            "episode_return_mean": team.mean().item(),
-            "episode_return_min": team.min().item(),
-            "episode_return_max": team.max().item(),
-            "episode_len_mean": self.lengths.float().mean().item(),
-            "episode_len_min": self.lengths.min().item(),
-            "episode_len_max": self.lengths.max().item(),
-            "agent_return_mean": self.returns.mean().item(),
-            "agent_return_std": self.returns.mean(dim=1).std(correction=0).item(),
-            "agent_episode_returns_mean": dict(zip(agents, self.returns.mean(dim=0).tolist(), strict=False)),
-        }
-
-
-class EpisodeTracker:
-    """Follows episodes across rollouts and keeps the last `window` finished ones."""
-
-    def __init__(self, num_agents: int, num_envs: int, window: int, device: torch.device):
-        self.running_return = torch.zeros(num_agents, num_envs, device=device)
-        self.running_length = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self.window = window
-        self._recent = Episodes(torch.zeros(0, num_agents), torch.zeros(0, dtype=torch.int64))
-
-    def update(self, rollout: Rollout) -> int:
-        """Adds a rollout. Returns the number of episodes that finished in it."""
-        done = rollout.terminated | rollout.truncated
-        going = ~done
-        returns = torch.empty_like(rollout.reward)
-        lengths = torch.empty(done.shape, dtype=torch.int64, device=done.device)
-        for t in range(len(done)):
-            returns[:, t] = self.running_return + rollout.reward[:, t]
-            lengths[t] = self.running_length + 1
-            self.running_return = returns[:, t] * going[t]
-            self.running_length = lengths[t] * going[t]
-        finished = returns.permute(1, 2, 0)[done].cpu()
-        self._recent = Episodes(
-            torch.cat([self._recent.returns, finished])[-self.window :],
-            torch.cat([self._recent.lengths, lengths[done].cpu()])[-self.window :],
-        )
-        return len(finished)
-
-    def recent(self) -> Episodes:
-        """The last `window` finished episodes."""
-        return self._recent
-
-    def get_state(self) -> dict[str, Tensor]:
-        return {
-            "running_return": self.running_return.cpu(),
-            "running_length": self.running_length.cpu(),
-            "returns": self._recent.returns,
-            "lengths": self._recent.lengths,
-        }
-
-    def set_state(self, state: dict[str, Tensor], keep_running: bool = True) -> None:
-        """Args: keep_running: whether the unfinished episodes go on (else they are dropped)."""
-        self._recent = Episodes(state["returns"], state["lengths"])
-        if keep_running:
-            self.running_return = state["running_return"].to(self.running_return.device)
-            self.running_length = state["running_length"].to(self.running_length.device)
-        else:
-            self.running_return = torch.zeros_like(self.running_return)
-            self.running_length = torch.zeros_like(self.running_length)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 
 from rllib_hypermarl.env import Step
-from rllib_hypermarl.rollout import EpisodeTracker, RolloutBuffer, gae, next_values
+from rllib_hypermarl.episodes import EpisodeTracker
+from rllib_hypermarl.rollout import RolloutBuffer, gae, next_values
 from tests import oracle
 
 N, T, E, OBS = 3, 6, 4, 2

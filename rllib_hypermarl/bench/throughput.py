@@ -21,9 +21,9 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from ..cli.ray_session import ray_session
-from ..rllib.algorithm import granted_cpus
 from ..rllib.config import HyperMARLConfig
 from ..rllib.multi_agent_env import BatchedMultiAgentEnv, BatchedVectorEnvRunner
+from ..rllib.resources import granted_cpus
 from .bare import BarePPO, Settings
 from .measure import Stopwatch, in_fresh_process, machine, memory_mb
 

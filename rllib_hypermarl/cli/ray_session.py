@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import ray
 
-from ..rllib.algorithm import granted_cpus
+from ..rllib.resources import granted_cpus
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ class ModelSpec:
         hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
         init: `exact`, `paper` or `framework`, see `nets/init.py`.
         actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
+        normalise_obs: whether heads read observations (and states) normalised by running statistics.
+        normalise_values: whether critics put out values normalised by running statistics of their targets.
     """
 
     policies: tuple[str, ...]
@@ -76,6 +78,8 @@ class ModelSpec:
     hypernet_hidden: tuple[int, ...] = (64,)
     init: Init = "exact"
     actions: ActionSpec | None = None
+    normalise_obs: bool = False
+    normalise_values: bool = False
 
     def __post_init__(self) -> None:
         if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
@@ -93,6 +97,11 @@ class ModelSpec:
                 raise ValueError(f"heads[{name!r}].reads is {head.reads!r}, valid are {get_args(Reads)}")
             if head.activation not in ACTIVATIONS:
                 raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether a head reads the env's state."""
+        return any(head.reads == "state" for head in self.heads.values())
 
     def context_of(self, head: HeadSpec) -> Context:
         """The kind of context that generates this head."""

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from .contexts import Embedding, OneHot
 from .distributions import Distribution
 from .init import init_direct, init_embedding, init_hypernetwork
+from .normalise import RunningNorm
 from .sharing import HyperNetwork, Layer, make_source
 from .spec import ModelSpec
 
 Weights = dict[str, list[Layer]]
+_OBS_LIMIT = 10.0  # standard deviations
+_VALUE_WINDOW = 100.0  # updates over which value targets are normalised: returns grow as a team learns
 _ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_}
 
 
@@ -96,6 +99,13 @@ class TeamNet(nn.Module):
             if spec.actions.log_std != "generated":
                 rows = num_policies if spec.actions.log_std == "per_policy" else 1
                 self.log_std = nn.Parameter(torch.zeros(rows, len(spec.actions.low)))
+        self.norms = nn.ModuleDict()  # of what heads read: `obs`, `state`; and of `value`s
+        if spec.normalise_obs:
+            self.norms["obs"] = RunningNorm(spec.heads["actor"].in_dim, limit=_OBS_LIMIT)
+            if spec.reads_state:
+                self.norms["state"] = RunningNorm(spec.heads["critic"].in_dim, limit=_OBS_LIMIT)
+        if spec.normalise_values:
+            self.norms["value"] = RunningNorm(1, window=_VALUE_WINDOW)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,9 +134,13 @@ class TeamNet(nn.Module):
         grouped = self.groups.gather(x)
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
 
+    def normalised(self, kind: str, x: Tensor) -> Tensor:
+        """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
+        return self.norms[kind](x) if kind in self.norms else x
+
     def policy(self, obs: Tensor, weights: Weights) -> Distribution:
         """The agents' action distributions. Args: obs `[N, B, obs]`; weights with the head `actor`."""
-        spec, inputs = self.spec.actions, self("actor", obs, weights)
+        spec, inputs = self.spec.actions, self("actor", self.normalised("obs", obs), weights)
         if not spec.continuous:
             return spec.distribution(inputs)
         log_std = self.log_std
@@ -143,13 +157,17 @@ class TeamNet(nn.Module):
             weights: with the head `critic`.
 
         Returns:
-            `[N, B]`.
+            `[N, B]`, in units of the reward.
         """
         reads = self.spec.heads["critic"].reads
-        if reads == "team":
-            state = obs.transpose(0, 1).flatten(1)
+        if reads == "state":
+            state = self.normalised("state", state)
+        else:
+            obs = self.normalised("obs", obs)
+            state = obs.transpose(0, 1).flatten(1) if reads == "team" else None
         x = obs if reads == "obs" else state.expand(len(obs), *state.shape)
-        return self("critic", x, weights).squeeze(-1)
+        value = self("critic", x, weights)
+        return (self.norms["value"].inverse(value) if "value" in self.norms else value).squeeze(-1)
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
-import ray
 import torch
+from ray.exceptions import RayError
 from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -20,7 +20,11 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from ..errors import RunFailedError
+from ..rollout import Rollout, split
 from .config import HyperMARLConfig
+from .resources import check_resources, granted_cpus
+from .sampling import RemoteSampler
 
 
 class HyperMARL(PPO):
@@ -32,7 +36,11 @@ class HyperMARL(PPO):
 
     def setup(self, config: HyperMARLConfig) -> None:
         torch.set_num_threads(granted_cpus() if config.torch_threads == "auto" else config.torch_threads)
+        check_resources(config)
+        if config.num_env_runners > 0:  # RLlib would only log what their constructors raise, and start them again
+            config.make_batched_env(1, torch.device("cpu")).close()
         super().setup(config)
+        self._sampler = RemoteSampler(self.env_runner_group, self.restore_env_runners, config.sample_timeout_s)
 
     def step(self) -> dict[str, Any]:
         """RLlib's, without the previous evaluation's numbers, which it repeats in the iteration after."""
@@ -45,24 +53,49 @@ class HyperMARL(PPO):
     def training_step(self) -> None:
         start = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            rollout = self.env_runner.sample()
-            self.metrics.aggregate([self.env_runner.get_metrics()], key=ENV_RUNNER_RESULTS)
+            rollout, metrics = self._sample()
+            self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
 
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self.learner_group.update(
-                batch=rollout, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps}
-            )
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            self.metrics.aggregate(self._update(rollout), key=LEARNER_RESULTS)
 
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self._sync_env_runner()
         rate = rollout.env_steps() / (time.perf_counter() - start)
         self.metrics.log_value("env_steps_per_second", rate, window=1)
 
+    def _sample(self) -> tuple[Rollout, list[dict[str, Any]]]:
+        """One rollout of all envs, and the metrics of each runner."""
+        if self.config.num_env_runners == 0:
+            return self.env_runner.sample(), [self.env_runner.get_metrics()]
+        self.env_runner.num_env_steps_sampled_lifetime = self.env_steps
+        return self._sampler.sample(self.env_runner.get_state())
+
+    def _update(self, rollout: Rollout) -> list[dict[str, Any]]:
+        """One update of every learner, each with its share of the rollout."""
+        shards = split(rollout, max(1, self.config.num_learners))
+        if self.learner_group.is_local:
+            data = {"batch": shards[0]}
+        elif shards[0].env_steps():
+            data = {"batches": [shard.arrays() for shard in shards]}
+        else:
+            raise RunFailedError(f"the envs that answered are fewer than the {len(shards)} learners")
+        try:
+            return self.learner_group.update(**data, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps})
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error
+            text = " ".join(str(cause).split())[:300]
+            raise RunFailedError(f"a learner failed ({text}); go on from the last checkpoint") from error
+
     def _sync_env_runner(self) -> None:
-        self.learner_group.foreach_learner(
-            lambda learner: self.env_runner.copy_weights(learner.module, learner._weights_seq_no)
-        )
+        """Gives the local runner the learners' weights; remote ones get them with the next request."""
+        if self.learner_group.is_local:
+            self.learner_group.foreach_learner(
+                lambda learner: self.env_runner.copy_weights(learner.module, learner._weights_seq_no)
+            )
+        else:
+            weights = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+            self.env_runner.set_state(self.learner_group.get_state(weights)[COMPONENT_LEARNER])
 
     @property
     def env_steps(self) -> int:
@@ -72,10 +105,3 @@ class HyperMARL(PPO):
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(path, *args, **kwargs)
         self._sync_env_runner()
-
-
-def granted_cpus() -> int:
-    """CPUs of this process: what Ray granted to an actor (at least one), else what the system lets it use."""
-    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
-        return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

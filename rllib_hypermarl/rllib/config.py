@@ -15,6 +15,8 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.policy import PolicySpec
 
+from .. import env as envs
+from ..env import BatchedEnv
 from ..errors import ConfigError
 from ..losses import PPOLossConfig
 from ..nets import ModelSpec
@@ -25,6 +27,7 @@ from .model import build_model_spec
 from .policies import OWN, Patterns
 
 Critic = Literal["independent", "central"]
+Optim = Literal["adam", "sgd"]
 HYPER = "hyper"
 """Id of the one RLModule that owns all parameters."""
 STATE = "__env_state__"
@@ -66,6 +69,12 @@ class HyperMARLConfig(PPOConfig):
         self.clip_value_loss: float | None = 0.2
         self.log_std: LogStd = "shared"
         self.action_bound: Bound = "clip"
+        self.optim: Optim = "adam"
+        self.huber_delta: float | None = None
+        self.normalise_obs = False
+        self.normalise_values = False
+        self.adaptive_lr_kl: float | None = None
+        self.early_stop_kl: float | None = None
 
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
@@ -88,6 +97,7 @@ class HyperMARLConfig(PPOConfig):
         self.evaluation_duration = 64
         self.seed = 0
 
+        self._dont_auto_sync_env_runner_states = True  # there are none to merge: weights hold all statistics
         self.env_runner_cls = BatchedEnvRunner
         self.policy_patterns: Patterns = {"*": OWN}
         super().multi_agent(policies={HYPER: PolicySpec()}, policy_mapping_fn=to_hyper)
@@ -110,8 +120,14 @@ class HyperMARLConfig(PPOConfig):
         clip_value_loss: float | None = NotProvided,
         log_std: LogStd = NotProvided,
         action_bound: Bound = NotProvided,
+        optim: Optim = NotProvided,
+        huber_delta: float | None = NotProvided,
+        normalise_obs: bool = NotProvided,
+        normalise_values: bool = NotProvided,
+        adaptive_lr_kl: float | None = NotProvided,
+        early_stop_kl: float | None = NotProvided,
     ) -> HyperMARLConfig:
-        """Sets the networks.
+        """Sets the networks, and of their training what RLlib's `training` has no key for.
 
         Args:
             sharing: where actor weights come from: `hyper_mlp`, `hyper_linear`, `none`, `full`, `full_id`.
@@ -128,6 +144,13 @@ class HyperMARLConfig(PPOConfig):
             clip_value_loss: PPO's clip of the new value around the old one; None: off.
             log_std: of continuous actions: `shared` (one free vector for all, the paper's), `per_policy`, `generated`.
             action_bound: of continuous actions: `clip` (the paper's) or `tanh`.
+            optim: `adam` (epsilon 1e-5) or `sgd` (no momentum).
+            huber_delta: value errors count linearly beyond it. None: squared throughout.
+            normalise_obs: networks read observations normalised by their running mean and standard deviation.
+            normalise_values: critics learn returns normalised by theirs; errors, clips and deltas are in those units.
+            adaptive_lr_kl: a learning rate that falls after epochs whose KL divergence from the sampling policy is
+                over twice this, and rises after those under half of it; it begins at `lr`. None: off.
+            early_stop_kl: no further epoch over a rollout after one of a greater divergence. None: off.
         """
         return self._set("hypermarl", locals())
 
@@ -246,8 +269,14 @@ class HyperMARLConfig(PPOConfig):
 
     # --------------------------------------------------------------------------------- what is built from the config
 
-    def torch_device(self) -> torch.device:
-        """The device of env and learner."""
+    def torch_device(self, gpus: float | None = None) -> torch.device:
+        """The device of env and learner.
+
+        Args:
+            gpus: of an actor of Ray's, the GPUs that RLlib's keys give it. None: this process, as `run.device` says.
+        """
+        if gpus is not None:
+            return torch.device("cuda" if gpus > 0 else "cpu")
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -259,8 +288,19 @@ class HyperMARLConfig(PPOConfig):
             raise ConfigError(f"run.device is {self.device!r}, but torch sees no CUDA device here")
         return device
 
-    def loss_config(self) -> PPOLossConfig:
-        return PPOLossConfig(self.clip_param, self.vf_loss_coeff, self.entropy_coeff, self.clip_value_loss)
+    def make_batched_env(self, num_envs: int, device: torch.device) -> BatchedEnv:
+        """A fresh batch of `num_envs` copies of the env."""
+        if isinstance(self.env, str):
+            return envs.make(self.env, num_envs=num_envs, device=device, **self.env_config)
+        return self.env(num_envs=num_envs, device=device, **self.env_config)
+
+    def initial_lr(self) -> float:
+        """The learning rate, or where its schedule begins."""
+        return float(self.lr if isinstance(self.lr, int | float) else self.lr[0][1])
+
+    def loss_config(self, entropy_coeff: float) -> PPOLossConfig:
+        """Args: entropy_coeff, which may follow a schedule."""
+        return PPOLossConfig(self.clip_param, self.vf_loss_coeff, entropy_coeff, self.clip_value_loss, self.huber_delta)
 
     def model_spec(
         self,

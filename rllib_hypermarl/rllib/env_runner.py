@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -18,15 +19,16 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from .. import env as envs
 from ..env import BatchedEnv, Step
-from ..errors import EnvError
+from ..episodes import Episodes, EpisodeTracker
+from ..errors import EnvError, HyperMARLError
 from ..evaluation import evaluate
 from ..nets import TeamNet
-from ..rollout import Episodes, EpisodeTracker, Rollout, RolloutBuffer
+from ..rollout import Rollout, RolloutBuffer
 from .config import HYPER, STATE, HyperMARLConfig
+from .resources import granted_cpus
 
 _MAX_AGENTS_LOGGED = 32  # per-agent returns of larger teams would be hundreds of metrics an iteration
-
-
+_SEED_STRIDE = 100_003  # between the seeds of one run's runners
 _ROWS_PER_THREAD = 1024  # agent rows of a step below which more than one torch thread only costs
 
 
@@ -42,27 +44,50 @@ def _one_thread_if(few: bool) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclasses.dataclass
+class RemoteSample:
+    """What a remote runner answers.
+
+    Attributes:
+        weights_seq_no: of the weights that sampled.
+        rollout: of NumPy arrays, which travel without being copied; None where the env failed.
+        metrics: reduced, of this rollout.
+        error: what an exception said, with the env's name and whatever else it knew. An exception itself would cost
+            the actor, and RLlib would wait out `sample_timeout_s` and lose its text.
+    """
+
+    weights_seq_no: int
+    rollout: Rollout | None = None
+    metrics: dict[str, Any] | None = None
+    error: str | None = None
+
+
 class BatchedEnvRunner(EnvRunner, Checkpointable):
     """RLlib's `EnvRunner` over a `BatchedEnv`.
 
     `sample()` returns one `Rollout`; `sample(num_episodes=...)` plays whole episodes on an env of its own, greedily and
-    from the evaluation seed, and leaves training untouched.
+    from the evaluation seed, and leaves training untouched. Where others sample (`num_env_runners`), the local runner
+    has no env to train on; it keeps the weights, and evaluates.
     """
 
     def __init__(self, *, config: HyperMARLConfig, spaces: dict | None = None, **kwargs: Any):
         super().__init__(config=config, **kwargs)
-        self.device = self.config.torch_device()
+        self.is_remote = bool(self.worker_index)
+        if self.is_remote:
+            torch.set_num_threads(granted_cpus())
+        self.device = self.config.torch_device(gpus=self.config.num_gpus_per_env_runner if self.is_remote else None)
+        if self._seed is not None:  # seeds of one run's runners must not be those of another run
+            self._seed = (self.config.seed + _SEED_STRIDE * (self.worker_index or 0)) % 2**31
         self._spaces = spaces
         self._weights_seq_no = 0
         self._generator = torch.Generator(device=self.device)
         self._generator.manual_seed(self._seed if self._seed is not None else torch.seed())
         self._evaluation_env: BatchedEnv | None = None
+        self._episodes: EpisodeTracker | None = None
         self._step: Step | None = None  # the last one; None before the first reset
-        self.make_env()
+        if self._spaces is None:
+            self.make_env()
         self.make_module()
-        self._episodes = EpisodeTracker(
-            len(self.env.agents), self.env.num_envs, self.config.metrics_num_episodes_for_smoothing, self.device
-        )
 
     # ------------------------------------------------------------------------------------------------- construction
 
@@ -70,13 +95,12 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if self.env is not None:
             self.env.close()
         self.env = self.make_batched_env(1 if self.config.in_evaluation else self.config.num_envs_per_env_runner)
+        window = self.config.metrics_num_episodes_for_smoothing
+        self._episodes = EpisodeTracker(len(self.env.agents), self.env.num_envs, window, self.device)
 
     def make_batched_env(self, num_envs: int) -> BatchedEnv:
         """A fresh batch of `num_envs` copies of the configured env."""
-        config = dict(self.config.env_config)
-        if isinstance(self.config.env, str):
-            return envs.make(self.config.env, num_envs=num_envs, device=self.device, **config)
-        return self.config.env(num_envs=num_envs, device=self.device, **config)
+        return self.config.make_batched_env(num_envs, self.device)
 
     def make_module(self) -> None:
         spec = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
@@ -93,19 +117,26 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Per-agent spaces of the team, in the env's order (`Dict` spaces built of pairs keep it)."""
-        spaces = tuple(
-            gym.spaces.Dict([(agent, by_agent[agent]) for agent in self.env.agents])
-            for by_agent in (self.env.observation_spaces, self.env.action_spaces)
-        )
-        return {
-            INPUT_ENV_SPACES: spaces,
-            INPUT_ENV_SINGLE_SPACES: spaces,
-            HYPER: spaces,
-            STATE: (self.env.state_space, None),
-        }
+        if self._spaces is None:
+            spaces = tuple(
+                gym.spaces.Dict([(agent, by_agent[agent]) for agent in self.env.agents])
+                for by_agent in (self.env.observation_spaces, self.env.action_spaces)
+            )
+            self._spaces = {
+                INPUT_ENV_SPACES: spaces,
+                INPUT_ENV_SINGLE_SPACES: spaces,
+                HYPER: spaces,
+                STATE: (self.env.state_space, None),
+            }
+        return self._spaces
+
+    @property
+    def agents(self) -> list[str]:
+        """The team, in the env's order."""
+        return list(self.get_spaces()[HYPER][0])
 
     def assert_healthy(self) -> None:
-        assert self.env and self.module
+        assert self.module
 
     def stop(self) -> None:
         for env in (self.env, self._evaluation_env):
@@ -126,7 +157,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if num_episodes is not None:
             return [self._evaluate(num_episodes, self._explores_in_evaluation if explore is None else explore)]
         if self._step is None:
-            self._step = self._ask_env("reset", self._seed)
+            self._step = self._ask_env("reset", self._first_seed())
             envs.check_shapes(self.env, self._step, self.env_name)
             for field in ("action_mask", "alive"):
                 if getattr(self._step, field) is not None:
@@ -139,13 +170,31 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._log_rollout(rollout, episodes, time.perf_counter() - start)
         return rollout
 
+    def sample_remotely(self, state: dict[str, Any]) -> RemoteSample:
+        """Takes over the driver's state (`get_state` of its local runner), samples, and never raises.
+
+        Weights that travel with the request cannot be lost on the way, nor be missed by a runner that was restarted.
+        """
+        try:
+            self.set_state(state)
+            rollout = self.sample()
+        except Exception as error:
+            text = str(error) if isinstance(error, HyperMARLError) else f"{type(error).__name__}: {error}"
+            return RemoteSample(self._weights_seq_no, error=text)
+        return RemoteSample(self._weights_seq_no, rollout.arrays(), self.get_metrics())
+
+    def _first_seed(self) -> int | None:
+        """Of the first reset; one that sets in later (restarted, or after a resume) must not repeat what has been."""
+        steps = self.num_env_steps_sampled_lifetime
+        return None if self._seed is None else (self._seed + 7919 * steps) % 2**31
+
     @torch.no_grad()
     def _rollout(self, length: int) -> Rollout:
         weights = self.net.generate("actor")
         obs_dim = self._step.obs.shape[-1]
         acts = self.net.spec.actions
         sizes = len(self.env.agents), length, self.env.num_envs, obs_dim
-        with_state = self.net.spec.heads["critic"].reads == "state"
+        with_state = self.net.spec.reads_state
         state_dim = self.env.state_space.shape[0] if with_state else None
         buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
         self._env_seconds = 0.0
@@ -193,7 +242,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         episodes = evaluate(
             self.net, self._evaluation_env, num_episodes, seed=seed, explore=explore, name=self.env_name
         )
-        self.metrics.log_dict(episodes.summary(self.env.agents[:_MAX_AGENTS_LOGGED]), window=1)
+        self._log_episodes(episodes)
         self.metrics.log_value(names.NUM_EPISODES, num_episodes, reduce="sum")
         self._log_steps(episodes.env_steps(), episodes.agent_steps())
         return episodes
@@ -208,9 +257,16 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._log_steps(rollout.env_steps(), rollout.agent_steps())
         self.metrics.log_value(names.NUM_EPISODES, finished, reduce="sum")
         self.metrics.log_value(names.NUM_EPISODES_LIFETIME, finished, reduce="lifetime_sum")
-        self.metrics.log_dict(self._episodes.recent().summary(self.env.agents[:_MAX_AGENTS_LOGGED]), window=1)
+        self._log_episodes(self._episodes.recent())
         timers = {names.ENV_STEP_TIMER: self._env_seconds, names.SAMPLE_TIMER: seconds}
         self.metrics.log_dict(timers, window=1)
+
+    def _log_episodes(self, episodes: Episodes) -> None:
+        summary = episodes.summary(self.agents[:_MAX_AGENTS_LOGGED])
+        for extreme in ("min", "max"):  # of all runners together, where there are several
+            for name in [name for name in summary if name.endswith(extreme)]:
+                self.metrics.log_value(name, summary.pop(name), reduce=extreme, window=1)
+        self.metrics.log_dict(summary, window=1)
 
     def _log_steps(self, env_steps: int, agent_steps: int) -> None:
         self.metrics.log_value(names.NUM_ENV_STEPS_SAMPLED, env_steps, reduce="sum")
@@ -242,7 +298,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 **kwargs,
             )
             state[names.WEIGHTS_SEQ_NO] = self._weights_seq_no
-        if components is None and not self.config.in_evaluation:
+        if components is None and self.env is not None and not self.config.in_evaluation:
             state["sampling"] = {
                 "generator": self._generator.get_state(),
                 "env": self.env.get_state(),
@@ -253,16 +309,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     def set_state(self, state: dict[str, Any]) -> None:
         if COMPONENT_RL_MODULE in state:
-            seq_no = state.get(names.WEIGHTS_SEQ_NO, 0)
-            if seq_no == 0 or self._weights_seq_no < seq_no:
-                module_state = state[COMPONENT_RL_MODULE]
-                if isinstance(module_state, ray.ObjectRef):
-                    module_state = ray.get(module_state)
-                self.module.set_state(module_state)
-            self._weights_seq_no = seq_no or self._weights_seq_no
+            module_state = state[COMPONENT_RL_MODULE]
+            if isinstance(module_state, ray.ObjectRef):
+                module_state = ray.get(module_state)
+            # Whatever their number: those of a restored checkpoint may be older, or other ones of the same number.
+            self.module.set_state(module_state)
+            self._weights_seq_no = state.get(names.WEIGHTS_SEQ_NO, self._weights_seq_no)
         if names.NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
             self.num_env_steps_sampled_lifetime = int(state[names.NUM_ENV_STEPS_SAMPLED_LIFETIME] or 0)
-        if "sampling" in state and not self.config.in_evaluation:
+        if "sampling" in state and self.env is not None and not self.config.in_evaluation:
             self._set_sampling_state(state["sampling"])
 
     def _set_sampling_state(self, state: dict[str, Any]) -> None:
@@ -273,9 +328,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self._step = state["step"]
             self._episodes.set_state(state["episodes"])
         else:  # the env cannot go on from where it was: its episodes start afresh, from a seed of their own
-            steps = self.num_env_steps_sampled_lifetime
-            seed = None if self._seed is None else (self._seed + 7919 * steps) % 2**31
-            self._step = self._ask_env("reset", seed)
+            self._step = self._ask_env("reset", self._first_seed())
             self._episodes.set_state(state["episodes"], keep_running=False)
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:

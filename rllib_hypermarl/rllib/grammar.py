@@ -22,14 +22,22 @@ from ..errors import ConfigError
 GROUPS: dict[str, tuple[str, ...]] = {
     "hypermarl": (
         "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden", "actor_hidden",
-        "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound",
+        "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound", "optim", "huber_delta",
+        "normalise_obs", "normalise_values", "adaptive_lr_kl", "early_stop_kl",
     ),
     "training": (
-        "lr", "gamma", "lambda_", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip", "num_epochs",
-        "minibatch_size", "train_batch_size_per_learner", "shuffle_batch_per_epoch",
+        "lr", "gamma", "lambda_", "use_critic", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip",
+        "num_epochs", "minibatch_size", "train_batch_size_per_learner", "shuffle_batch_per_epoch",
     ),
-    "env_runners": ("num_env_runners", "num_envs_per_env_runner", "rollout_fragment_length"),
-    "learners": ("num_learners",),
+    "env_runners": (
+        "num_env_runners", "num_envs_per_env_runner", "rollout_fragment_length", "num_cpus_per_env_runner",
+        "num_gpus_per_env_runner", "custom_resources_per_env_runner", "sample_timeout_s",
+    ),
+    "learners": ("num_learners", "num_cpus_per_learner", "num_gpus_per_learner", "custom_resources_per_learner"),
+    "fault_tolerance": (
+        "restart_failed_env_runners", "max_num_env_runner_restarts", "env_runner_health_probe_timeout_s",
+        "env_runner_restore_timeout_s",
+    ),
     "evaluation": ("evaluation_interval", "evaluation_duration", "evaluation_config"),
     "reporting": (
         "metrics_num_episodes_for_smoothing", "min_time_s_per_iteration", "min_train_timesteps_per_iteration",

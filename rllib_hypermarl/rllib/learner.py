@@ -10,24 +10,35 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import ALL_MODULES
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.utils.metrics import (
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_ENV_STEPS_TRAINED,
     NUM_ENV_STEPS_TRAINED_LIFETIME,
     NUM_MODULE_STEPS_TRAINED,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     NUM_TRAINABLE_PARAMETERS,
 )
+from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
-from ..losses import ppo_loss, standardise
+from ..errors import RunFailedError
+from ..losses import PPOLossConfig, ppo_loss, standardise
 from ..nets import TeamNet
-from ..rollout import Rollout, gae, next_values
+from ..nets.normalise import RunningNorm
+from ..rollout import Rollout, gae, next_values, returns_to_go
+from .collective import Collective
 from .config import HYPER
+from .resources import granted_cpus
 
 _VALUE_ROWS = 16_384  # rows (t, e) per chunk of the value pass: bounds its memory
+_LR_RANGE, _LR_STEP = (1e-6, 1e-2), 1.5  # of the adaptive learning rate
+_Orders = list[tuple[Tensor, ...]]  # per epoch, the row indices of each minibatch
 
 
 class HyperMARLLearner(PPOTorchLearner):
-    """Updates the module `hyper` from `Rollout`s instead of from RLlib's episodes and connectors."""
+    """Updates the module `hyper` from `Rollout`s instead of from RLlib's episodes and connectors.
+
+    Several learners hold equal shards of every rollout, exchange one flat gradient per minibatch, and stay bit-equal.
+    """
 
     @property
     def net(self) -> TeamNet:
@@ -36,19 +47,37 @@ class HyperMARLLearner(PPOTorchLearner):
     # ------------------------------------------------------------------------------------------------ construction
 
     def build(self) -> None:
+        if self.config.num_learners > 0:
+            torch.set_num_threads(granted_cpus())
         super().build()
         # Minibatch order has a stream of its own, so that nothing else in the process can disturb it.
         self._generator = torch.Generator(device=self._device)
         self._generator.manual_seed(self.config.seed if self.config.seed is not None else torch.seed())
+        self._lr, self._entropy_coeff = (
+            Scheduler(fixed_value_or_schedule=schedule, framework="torch")
+            for schedule in (self.config.lr, self.config.entropy_coeff)
+        )
+        self._adapted_lr: float | None = None  # of the adaptive learning rate, once it has moved
 
     def _map_module_to_device(self, module: MultiRLModule) -> None:
-        self._device = self.config.torch_device()
+        self._device = self.config.torch_device(
+            gpus=self.config.num_gpus_per_learner if self.config.num_learners > 0 else None
+        )
         super()._map_module_to_device(module)
 
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Wraps nothing: one exchange of all gradients is ours to make, see `Collective`."""
+        self._collective = Collective(max(1, self.config.num_learners))
+        self._collective.copy_first(self.net)
+
     def configure_optimizers(self) -> None:
-        """One fused Adam over everything (epsilon as in the paper's code)."""
+        """One fused optimiser over everything (Adam's epsilon as in the paper's code)."""
         params = list(self.module[HYPER].parameters())
-        optimizer = torch.optim.Adam(params, lr=self.config.lr, eps=1e-5, fused=True)
+        lr = self.config.initial_lr()
+        if self.config.optim == "sgd":
+            optimizer = torch.optim.SGD(params, lr=lr, fused=True)
+        else:
+            optimizer = torch.optim.Adam(params, lr=lr, eps=1e-5, fused=True)
         self.register_optimizer(module_id=HYPER, optimizer=optimizer, params=params)
 
     # ------------------------------------------------------------------------------------------------------ update
@@ -56,70 +85,94 @@ class HyperMARLLearner(PPOTorchLearner):
     def update(
         self, *, training_data: Any = None, batch: Any = None, timesteps: dict | None = None, **kwargs: Any
     ) -> dict:
-        """`num_epochs` passes over one rollout, in minibatches of `minibatch_size` rows `(t, e)`."""
-        self._check_is_built()
-        rollout: Rollout = batch if training_data is None else training_data.batch
-        self._weights_seq_no += 1
-        config, net = self.config, self.net
-        optimizer = self.get_optimizer(HYPER)
-        for group in optimizer.param_groups:  # a restored optimiser brings the learning rate it was saved with
-            group["lr"] = config.lr
+        """`num_epochs` passes over one rollout, in minibatches of about `minibatch_size` rows `(t, e)`.
 
-        num_agents, num_rows = len(rollout.obs), rollout.env_steps()
+        Args:
+            training_data: RLlib's envelope; its `batch` is the rollout, of tensors or NumPy arrays. Or `batch` itself.
+            timesteps: with the env steps sampled so far, for schedules.
+
+        Raises:
+            RunFailedError: the learners' shards are not of one size, or empty.
+        """
+        self._check_is_built()
+        rollout: Rollout = (batch if training_data is None else training_data.batch).tensors(self._device)
+        num_rows = rollout.env_steps()
+        self._check_shards(num_rows)
+        self._weights_seq_no += 1
+        env_steps = (timesteps or {}).get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+        loss_config = self.config.loss_config(entropy_coeff=_at(self._entropy_coeff, env_steps))
+        optimizer = self.get_optimizer(HYPER)
+        self._set_lr(_at(self._lr, env_steps) if self._adapted_lr is None else self._adapted_lr)
+
         value, advantage = self._values_and_advantages(rollout)
-        rows = {
-            "obs": rollout.obs.view(num_agents, num_rows, -1),
-            "actions": rollout.actions.flatten(1, 2),
-            "logp": rollout.logp.view(num_agents, num_rows),
-            "value": value.view(num_agents, num_rows),
-            "advantage": advantage.view(num_agents, num_rows),
-        }
-        if rollout.state is not None:
-            rows["state"] = rollout.state.flatten(0, 1).unsqueeze(0)  # one for the whole team
+        if "value" in self.net.norms:
+            self._update_norm("value", (advantage + value).unsqueeze(-1))
+        rows = _rows(rollout, value, advantage)
+        num_minibatches = max(1, round(num_rows / self.config.minibatch_size))
+        orders = [self._shuffled(num_rows).tensor_split(num_minibatches) for _ in range(self.config.num_epochs)]
+        std_means = self._std_means(rows["advantage"], orders)
         totals: dict[str, Tensor] = {}
-        num_minibatches = max(1, round(num_rows / config.minibatch_size))
-        for _ in range(config.num_epochs):
-            for index in self._shuffled(num_rows).tensor_split(num_minibatches):
+        steps = 0
+        for order in orders:
+            kl_before = totals.get("mean_kl_loss", 0)
+            for index in order:
                 minibatch = {key: tensor.index_select(1, index) for key, tensor in rows.items()}
-                loss, stats = self._loss(net, minibatch)
+                loss, stats = self._loss(minibatch, next(std_means), loss_config)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip or float("inf"))
+                self._collective.average_gradients(self.net.parameters())
+                norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.grad_clip or float("inf"))
                 optimizer.step()
                 for key, x in (*stats.items(), ("total_loss", loss.detach()), ("gradient_norm", norm)):
                     totals[key] = totals[key] + x if key in totals else x
-        steps = config.num_epochs * num_minibatches
-        self._log(rollout, value, advantage, {key: total / steps for key, total in totals.items()})
+            steps += num_minibatches
+            if self._watches_kl and self._react_to_kl((totals["mean_kl_loss"] - kl_before) / num_minibatches):
+                break
+        # Only now: the policy that sampled this rollout, and those it was compared with, read by the old statistics.
+        for kind in {"obs", "state"} & set(self.net.norms):
+            self._update_norm(kind, getattr(rollout, kind))
+        self._log(rollout, value, advantage, {key: total / steps for key, total in totals.items()}, steps)
         return self.metrics.reduce()
 
-    def _loss(self, net: TeamNet, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, rows: dict[str, Tensor], std_mean: tuple[Tensor, Tensor] | None, config: PPOLossConfig
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once."""
-        weights = net.generate("actor", "critic")
+        net, values = self.net, {"value": None, "old_value": None, "value_target": None}
+        weights = net.generate()
         dist = net.policy(rows["obs"], weights)
+        if self.config.use_critic:
+            values = {
+                "value": net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights),
+                "old_value": rows["value"],
+                "value_target": rows["advantage"] + rows["value"],
+            }
+            values = {key: net.normalised("value", x) for key, x in values.items()}
         return ppo_loss(
             dist.log_prob(rows["actions"]),
             dist.entropy(),
-            net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights),
             old_logp=rows["logp"],
-            old_value=rows["value"],
-            advantage=standardise(rows["advantage"]),
-            value_target=rows["advantage"] + rows["value"],
-            config=self.config.loss_config(),
+            advantage=standardise(rows["advantage"], std_mean),
+            config=config,
+            **values,
         )
 
     @torch.no_grad()
     def _values_and_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Returns values and advantages, `[N, T, E]` each."""
+        """Returns values and advantages, `[N, T, E]` each; without a critic, zeros and discounted returns."""
+        ends = rollout.terminated, rollout.truncated
+        if not self.config.use_critic:
+            advantage = returns_to_go(rollout.reward, ends[0] | ends[1], self.config.gamma)
+            return torch.zeros_like(advantage), advantage
         net, weights = self.net, self.net.generate("critic")
         num_agents, length, num_envs, _ = rollout.obs.shape
         obs = rollout.obs.flatten(1, 2)
-        chunks = list(zip_states(obs, None if rollout.state is None else rollout.state.flatten(0, 1)))
+        chunks = list(_chunks(obs, None if rollout.state is None else rollout.state.flatten(0, 1)))
         chunks += [(rollout.last_obs, rollout.last_state), (rollout.final_obs, rollout.final_state)]
         values = torch.cat([net.value(x, state, weights) for x, state in chunks], dim=1)
         value, last, final = values.split([length * num_envs, num_envs, rollout.final_obs.shape[1]], dim=1)
         value = value.view(num_agents, length, num_envs)
         following = next_values(value, last, final, rollout.final_index)
-        ends = rollout.terminated, rollout.truncated
         return value, gae(rollout.reward, value, following, *ends, self.config.gamma, self.config.lambda_)
 
     def _shuffled(self, num_rows: int) -> Tensor:
@@ -127,12 +180,68 @@ class HyperMARLLearner(PPOTorchLearner):
             return torch.arange(num_rows, device=self._device)
         return torch.randperm(num_rows, generator=self._generator, device=self._device)
 
-    def _log(self, rollout: Rollout, value: Tensor, advantage: Tensor, means: dict[str, Tensor]) -> None:
+    def _std_means(self, advantage: Tensor, orders: _Orders) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Standard deviation and mean of the advantages `[N, rows]` of every minibatch, over all learners at once.
+
+        Nothing is learnt before the last minibatch that could change them, so one exchange is enough.
+        """
+        if self._collective.size == 1:  # each minibatch's own
+            yield from (None for order in orders for _ in order)
+            return
+        exact = advantage.double()
+        of_row = torch.stack([torch.full_like(exact[0], len(exact)), exact.sum(0), exact.square().sum(0)])
+        sums = torch.stack([of_row[:, index].sum(dim=1) for order in orders for index in order])
+        count, total, squares = self._collective.sum(sums).unbind(dim=1)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        yield from zip(std.to(advantage.dtype), mean.to(advantage.dtype), strict=True)
+
+    # --------------------------------------------------------------------------------- learning rate and statistics
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.get_optimizer(HYPER).param_groups:  # a restored one brings the rate it was saved with
+            group["lr"] = lr
+
+    @property
+    def _watches_kl(self) -> bool:
+        return self.config.adaptive_lr_kl is not None or self.config.early_stop_kl is not None
+
+    def _react_to_kl(self, kl: Tensor) -> bool:
+        """Adapts the learning rate to the divergence of an epoch; returns whether it is the last one."""
+        kl = (self._collective.sum(kl.clone()) / self._collective.size).item()
+        target = self.config.adaptive_lr_kl
+        if target is not None:
+            lr = self.get_optimizer(HYPER).param_groups[0]["lr"]
+            if kl > 2 * target:
+                lr = max(lr / _LR_STEP, _LR_RANGE[0])
+            elif kl < target / 2:
+                lr = min(lr * _LR_STEP, _LR_RANGE[1])
+            self._adapted_lr = lr
+            self._set_lr(lr)
+        return self.config.early_stop_kl is not None and kl > self.config.early_stop_kl
+
+    def _update_norm(self, kind: str, x: Tensor) -> None:
+        self.net.norms[kind].update(self._collective.sum(RunningNorm.moments(x)))
+
+    # ------------------------------------------------------------------------------------------------ data and logs
+
+    def _check_shards(self, num_rows: int) -> None:
+        least, most = self._collective.range(num_rows, self._device)
+        if not least or least != most:
+            raise RunFailedError(f"learners got shards of {least:.0f} to {most:.0f} rows: all must be of one size")
+
+    def _log(
+        self, rollout: Rollout, value: Tensor, advantage: Tensor, means: dict[str, Tensor], gradient_steps: int
+    ) -> None:
         """Reads all statistics with one synchronisation and logs them under RLlib's names."""
-        means["vf_explained_var"] = 1 - advantage.var() / (advantage + value).var().clamp_min(1e-12)
+        if self.config.use_critic:
+            means["vf_explained_var"] = 1 - advantage.var() / (advantage + value).var().clamp_min(1e-12)
+        else:
+            del means["vf_loss"]
         numbers = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         numbers["gradients_default_optimizer_global_norm"] = numbers.pop("gradient_norm")
-        numbers["default_optimizer_learning_rate"] = self.config.lr
+        numbers["default_optimizer_learning_rate"] = self.get_optimizer(HYPER).param_groups[0]["lr"]
+        numbers["num_gradient_steps"] = float(gradient_steps)
         numbers[NUM_TRAINABLE_PARAMETERS] = float(sum(p.numel() for p in self.net.parameters()))
         self.metrics.log_dict(numbers, key=HYPER, window=1)
         env_steps, agent_steps = rollout.env_steps(), rollout.agent_steps()
@@ -145,15 +254,36 @@ class HyperMARLLearner(PPOTorchLearner):
     # ------------------------------------------------------------------------------------------------------- state
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_state(*args, **kwargs), "generator": self._generator.get_state()}
+        own = {"generator": self._generator.get_state(), "adapted_lr": self._adapted_lr}
+        return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if "generator" in state:
+        if "generator" in state:  # a stock learner has none
             self._generator.set_state(state["generator"])
+            self._adapted_lr = state["adapted_lr"] if self.config.adaptive_lr_kl is not None else None
 
 
-def zip_states(obs: Tensor, state: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _at(schedule: Scheduler, env_steps: int) -> float:
+    return float(schedule.update(timestep=env_steps))
+
+
+def _rows(rollout: Rollout, value: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+    """The rollout as rows `(t, e)`, tensors `[N, T * E, ...]`."""
+    num_agents, num_rows = len(rollout.obs), rollout.env_steps()
+    rows = {
+        "obs": rollout.obs.view(num_agents, num_rows, -1),
+        "actions": rollout.actions.flatten(1, 2),
+        "logp": rollout.logp.view(num_agents, num_rows),
+        "value": value.view(num_agents, num_rows),
+        "advantage": advantage.view(num_agents, num_rows),
+    }
+    if rollout.state is not None:
+        rows["state"] = rollout.state.flatten(0, 1).unsqueeze(0)  # one for the whole team
+    return rows
+
+
+def _chunks(obs: Tensor, state: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Chunks of rows `[N, rows, obs]`, with their states `[rows, state]` where there are any."""
     for first in range(0, obs.shape[1], _VALUE_ROWS):
         rows = slice(first, first + _VALUE_ROWS)

@@ -43,12 +43,14 @@ def build_model_spec(
     spec = ModelSpec(
         policies=policies,
         agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
-        heads={"actor": actor, "critic": critic},
+        heads={"actor": actor, "critic": critic} if config.use_critic else {"actor": actor},
         context=config.context,
         embedding_dim=config.embedding_dim,
         hypernet_hidden=tuple(config.hypernet_hidden),
         init=config.init,
         actions=actions,
+        normalise_obs=config.normalise_obs,
+        normalise_values=config.normalise_values,
     )
     embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
     if embedded and config.embedding_dim == 1 and len(policies) > 2:

@@ -41,7 +41,7 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
         return self.net.value(obs, batch.get("state"), self.net.generate("critic")).T
 
     def copy_from(self, other: HyperModule) -> None:
-        """Takes over the parameters of an equal module, without a detour through the host."""
+        """Takes over the parameters and statistics of an equal module, without a detour through the host."""
         with torch.no_grad():
-            for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+            for mine, theirs in zip(self.state_dict().values(), other.state_dict().values(), strict=True):
                 mine.copy_(theirs, non_blocking=True)

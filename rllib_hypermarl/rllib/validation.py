@@ -96,20 +96,31 @@ def check_values(config: HyperMARLConfig) -> None:
             check_type(type(config), group, key, getattr(config, key))
     positive = {
         "hypermarl": ("embedding_dim",),
-        "training": ("lr", "clip_param", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
-        "env_runners": ("num_envs_per_env_runner",),
+        "training": ("clip_param", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
+        "env_runners": ("num_envs_per_env_runner", "sample_timeout_s"),
         "run": ("stop_env_steps", "checkpoint_seconds"),
     }
     for group, keys in positive.items():
         for key in keys:
             value = getattr(config, key)
             if not isinstance(value, int | float) or not value > 0:
-                fail(f"{group}.{key}", value, "expected a positive number (schedules are not supported yet)")
+                fail(f"{group}.{key}", value, "expected a positive number")
+    for key, least in (("lr", 1e-12), ("entropy_coeff", 0.0)):
+        _check_schedule(f"training.{key}", getattr(config, key), least)
+    for key in ("huber_delta", "adaptive_lr_kl", "early_stop_kl", "clip_value_loss"):
+        value = getattr(config, key)
+        if value is not None and not value > 0:
+            fail(f"hypermarl.{key}", value, "expected null or a positive number")
+    if config.adaptive_lr_kl is not None and not isinstance(config.lr, int | float):
+        fail("hypermarl.adaptive_lr_kl", config.adaptive_lr_kl, "training.lr has a schedule; take one or the other")
+    if not config.use_critic:
+        needless = {key: getattr(config, key) for key in ("critic_sharing", "huber_delta") if getattr(config, key)}
+        if config.normalise_values or config.critic == "central" or needless:
+            key = next(iter(needless), "normalise_values" if config.normalise_values else "critic")
+            fail(f"hypermarl.{key}", getattr(config, key), "there is no critic (training.use_critic is false)")
     for key in ("hypernet_hidden", "actor_hidden", "critic_hidden"):
         if any(size < 1 for size in getattr(config, key)):
             fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")
-    if not isinstance(config.entropy_coeff, int | float):
-        fail("training.entropy_coeff", config.entropy_coeff, "expected a number (schedules are not supported yet)")
     if config.grad_clip is not None and not config.grad_clip > 0:
         fail("training.grad_clip", config.grad_clip, "expected null or a positive number")
     for key in ("gamma", "lambda_"):
@@ -119,15 +130,9 @@ def check_values(config: HyperMARLConfig) -> None:
         fail("run.torch_threads", config.torch_threads, "expected auto or a positive number")
     config.torch_device()
     for group, key in (("env_runners", "num_env_runners"), ("learners", "num_learners")):
-        if getattr(config, key) != 0:
-            fail(f"{group}.{key}", getattr(config, key), "only 0, sampling and learning in one process, is supported")
-    batch, num_envs = config.train_batch_size_per_learner, config.num_envs_per_env_runner
-    if batch != num_envs * config.get_rollout_fragment_length():
-        fail(
-            "training.train_batch_size_per_learner", batch,
-            f"expected num_envs_per_env_runner * rollout_fragment_length = {num_envs} * "
-            f"{config.rollout_fragment_length}; set rollout_fragment_length to auto or change one of them",
-        )  # fmt: skip
+        if getattr(config, key) < 0:
+            fail(f"{group}.{key}", getattr(config, key), "expected 0 (in this process) or a number of actors")
+    _check_batch(config)
     if config.evaluation_interval is not None and config.evaluation_interval < 1:
         fail("evaluation.evaluation_interval", config.evaluation_interval, "expected null or a positive number")
     if not isinstance(config.evaluation_duration, int) or config.evaluation_duration < 1:
@@ -135,3 +140,34 @@ def check_values(config: HyperMARLConfig) -> None:
     unknown = set(config.evaluation_config or {}) - {"explore"}
     if unknown:
         fail("evaluation.evaluation_config", config.evaluation_config, "only the key explore is supported")
+
+
+def _check_batch(config: HyperMARLConfig) -> None:
+    """Every env goes whole to one learner, and all learners get the same number of them."""
+    runners, learners = max(1, config.num_env_runners), max(1, config.num_learners)
+    batch, num_envs = config.train_batch_size_per_learner, config.num_envs_per_env_runner
+    if batch * learners != runners * num_envs * config.get_rollout_fragment_length():
+        product, factors = "num_envs_per_env_runner * rollout_fragment_length", f"{num_envs} * "
+        if runners > 1 or learners > 1:
+            product, factors = f"num_env_runners * {product} / num_learners", f"{runners} * {num_envs} * "
+        raise ConfigError(
+            f"training.train_batch_size_per_learner is {batch}: expected {product} = {factors}"
+            f"{config.rollout_fragment_length}{f' / {learners}' if learners > 1 else ''}; "
+            "set rollout_fragment_length to auto or change one of them"
+        )
+    if runners * num_envs % learners:
+        raise ConfigError(
+            f"learners.num_learners is {learners}: {runners * num_envs} envs cannot be shared out equally among them; "
+            "change env_runners.num_envs_per_env_runner"
+        )
+
+
+def _check_schedule(key: str, value: Any, least: float) -> None:
+    """A number, or RLlib's `[[env_steps, value], ...]` from step 0 on, linear between its points."""
+    points = [[0, value]] if isinstance(value, int | float) else value
+    ordered = all(len(point) == 2 for point in points) and [p[0] for p in points] == sorted({p[0] for p in points})
+    if not points or not ordered or points[0][0] != 0 or not all(p[1] >= least for p in points):
+        kind = "positive numbers" if least else "numbers of at least 0"
+        raise ConfigError(
+            f"{key} is {value!r}: expected {kind}, one or a schedule [[0, value], [env_steps, value], ...] in order"
+        )

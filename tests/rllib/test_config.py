@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
         ("trainig.lr=8", "did you mean 'training'?"),
         ("run.sed=8", "did you mean 'run.seed'?"),
         ("training.kl_coeff=0.1", "training.kl_coeff: HyperMARL does not honour this RLlib setting"),
-        ("env_runners.num_gpus_per_env_runner=1", "env_runners.num_gpus_per_env_runner: HyperMARL does not honour"),
+        ("env_runners.batch_mode=complete_episodes", "env_runners.batch_mode: HyperMARL does not honour"),
         ("training=5", "training is 5: expected keys below it"),
         ("training.lr", "expected group.key=value"),
         ("=5", "expected group.key=value"),
@@ -184,14 +184,21 @@ def test_wrong_types_are_named(override, key):
         ("training.lambda_=-0.1", "training.lambda_ is -0.1"),
         ("training.lr=0", "training.lr is 0"),
         ("training.lr=.nan", "training.lr is nan"),
-        ("training.lr=[[0, 0.1], [10, 0.01]]", "schedules are not supported yet"),
-        ("training.entropy_coeff=[[0, 0.1], [10, 0.01]]", "training.entropy_coeff"),
+        ("training.lr=[[5, 0.1], [10, 0.01]]", "training.lr is [[5"),
+        ("training.lr=[[0, 0.1], [10, 0.0]]", "expected positive numbers, one or a schedule"),
+        ("training.lr=[]", "training.lr is []"),
+        ("training.entropy_coeff=[[0, 0.1], [10, 0.01], [10, 0.02]]", "training.entropy_coeff is [[0"),
+        ("training.entropy_coeff=-0.1", "expected numbers of at least 0"),
+        ("hypermarl.huber_delta=0", "hypermarl.huber_delta is 0"),
+        ("hypermarl.early_stop_kl=-1", "hypermarl.early_stop_kl is -1"),
         ("training.clip_param=-0.2", "training.clip_param is -0.2"),
         ("training.grad_clip=0", "training.grad_clip is 0"),
         ("training.num_epochs=0", "training.num_epochs is 0"),
-        ("env_runners.num_env_runners=1", "env_runners.num_env_runners is 1"),
+        ("env_runners.num_env_runners=-1", "num_env_runners"),
+        ("env_runners.num_env_runners=2", "= 2 * 16 * 8;"),
+        ("learners.num_learners=2", "num_envs_per_env_runner * rollout_fragment_length / num_learners"),
         ("env_runners.num_envs_per_env_runner=0", "`num_envs_per_env_runner` (0)"),
-        ("learners.num_learners=1", "learners.num_learners is 1"),
+        ("learners.num_learners=-1", "learners.num_learners is -1"),
         ("hypermarl.actor_hidden=[16, 0]", "hypermarl.actor_hidden is [16, 0]"),
         ("hypermarl.embedding_dim=0", "hypermarl.embedding_dim is 0"),
         ("evaluation.evaluation_interval=0", "evaluation.evaluation_interval is 0"),
@@ -207,6 +214,15 @@ def test_wrong_types_are_named(override, key):
 )
 def test_what_cannot_work_is_named(override, words):
     assert words in refused(override)
+
+
+def test_combinations_that_cannot_work_are_named():
+    schedule = "training.lr=[[0, 0.1], [10, 0.01]]"
+    assert "training.lr has a schedule" in refused(schedule, "hypermarl.adaptive_lr_kl=0.01")
+    for override in ("hypermarl.critic=central", "hypermarl.normalise_values=true", "hypermarl.critic_sharing=none"):
+        assert f"{override.split('=')[0]} is" in refused("training.use_critic=false", override)
+    shares = ("env_runners.num_envs_per_env_runner=15", "training.train_batch_size_per_learner=60")
+    assert "15 envs cannot be shared out equally" in refused(*shares, "learners.num_learners=2")
 
 
 def test_a_fluent_call_is_checked_as_a_yaml_file_is():
