@@ -148,6 +148,13 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits - logits.max() - (logits - logits.max()).exp().sum().log()
 
 
+def value_error(distance: Tensor, delta: float | None) -> Tensor:
+    """Half the square, or Huber's: beyond delta the line that goes on with the parabola's slope."""
+    if delta is None or abs(distance) <= delta:
+        return distance**2 / 2
+    return delta**2 / 2 + delta * (abs(distance) - delta)
+
+
 def ppo_loss(logp, entropy, value, old_logp, old_value, advantage, value_target, config) -> tuple[Tensor, dict]:
     """The PPO loss, entry by entry, with branches in place of minima and clamps."""
     policy, error, kl, clipped_rows = [], [], [], 0
@@ -162,17 +169,17 @@ def ppo_loss(logp, entropy, value, old_logp, old_value, advantage, value_target,
             policy.append((1 - config.clip_param) * adv)
         else:
             policy.append(ratio * adv)
-        squared, limit = (v - target) ** 2, config.clip_value_loss
+        worst, limit = value_error(v - target, config.huber_delta), config.clip_value_loss
         if limit is not None and abs(v - old_v) > limit:
             near = old_v + limit if v > old_v else old_v - limit
-            if (near - target) ** 2 > squared:
-                squared = (near - target) ** 2
-        error.append(squared)
+            if abs(near - target) > abs(v - target):
+                worst = value_error(near - target, config.huber_delta)
+        error.append(worst)
         kl.append(ratio - 1 - (new - old))
     count = len(rows)
     stats = {
         "policy_loss": -sum(policy) / count,
-        "vf_loss": sum(error) / count / 2,
+        "vf_loss": sum(error) / count,
         "entropy": sum(entropy.flatten()) / count,
         "mean_kl_loss": sum(kl) / count,
         "clip_fraction": torch.tensor(clipped_rows / count),

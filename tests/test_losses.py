@@ -14,6 +14,8 @@ CONFIGS = [
     PPOLossConfig(clip_value_loss=None),
     PPOLossConfig(clip_param=0.05, vf_loss_coeff=1.0, entropy_coeff=0.0, clip_value_loss=0.7),
     PPOLossConfig(vf_loss_coeff=0.0, entropy_coeff=0.3),
+    PPOLossConfig(huber_delta=0.5),
+    PPOLossConfig(huber_delta=0.1, clip_value_loss=None),
 ]
 
 
@@ -125,3 +127,19 @@ def test_standardise_is_jointly_centred_scaled_and_blind_to_units(seed, scale, s
 
 def test_standardise_of_equal_advantages_is_zero():
     assert torch.equal(standardise(torch.full((2, 3), 4.0)), torch.zeros(2, 3))
+
+
+def test_without_a_critic_there_is_no_value_error():
+    (logp, entropy, _), old = rows(2)
+    loss, stats = ppo_loss(
+        logp, entropy, None, **{**old, "old_value": None, "value_target": None}, config=PPOLossConfig()
+    )
+    assert stats["vf_loss"] == 0
+    torch.testing.assert_close(loss, stats["policy_loss"] - 0.01 * stats["entropy"])
+
+
+def test_advantages_are_standardised_by_given_moments():
+    advantage = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
+    torch.testing.assert_close(
+        standardise(advantage, (torch.tensor(2.0), torch.tensor(1.0))), torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    )

@@ -1,13 +1,17 @@
 """Storage order and advantages, with values that tell where they came from."""
 
+import dataclasses
+import warnings
+
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 
 from rllib_hypermarl.env import Step
 from rllib_hypermarl.episodes import EpisodeTracker
-from rllib_hypermarl.rollout import RolloutBuffer, gae, next_values
+from rllib_hypermarl.rollout import Rollout, RolloutBuffer, gae, join, next_values, returns_to_go, split
 from tests import oracle
 
 N, T, E, OBS = 3, 6, 4, 2
@@ -78,6 +82,87 @@ def test_final_observations_flow_into_next_values():
             for e in range(E):
                 kind = 5 if ends.get((t, e)) == "truncated" else 0
                 assert result[n, t, e] == 2 * (1000 * kind + 100 * (t + 1) + 10 * e + n)
+
+
+FIELDS = [field.name for field in dataclasses.fields(Rollout)]
+
+
+def random_rollout(seed, envs, with_state=True):
+    """A rollout of random numbers, with ends at random."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    terminated, truncated = (torch.rand(T, envs, generator=generator) < 0.3 for _ in range(2))
+    index = (truncated & ~terminated).flatten().nonzero().squeeze(1)
+    state = {"state": draw(T, envs, 3), "last_state": draw(envs, 3), "final_state": draw(len(index), 3)}
+    return Rollout(
+        draw(N, T, envs, OBS), draw(N, T, envs).long(), draw(N, T, envs), draw(N, T, envs), terminated, truncated,
+        draw(N, envs, OBS), draw(N, len(index), OBS), index, **(state if with_state else {}),
+    )  # fmt: skip
+
+
+def by_env(rollout):
+    """Everything about each env, in a form that does not depend on where it stands in the batch."""
+    envs, found = rollout.terminated.shape[1], []
+    for e in range(envs):
+        mine = (rollout.final_index % envs == e).nonzero().squeeze(1)
+        mine = mine[rollout.final_index[mine].argsort()]
+        state = (
+            None if rollout.state is None else [rollout.state[:, e], rollout.last_state[e], rollout.final_state[mine]]
+        )
+        found.append([
+            *(getattr(rollout, name)[:, :, e] for name in ("obs", "actions", "logp", "reward")),
+            rollout.terminated[:, e], rollout.truncated[:, e], rollout.last_obs[:, e], rollout.final_obs[:, mine],
+            rollout.final_index[mine] // envs, *state,
+        ])  # fmt: skip
+    return found
+
+
+def assert_same_envs(ours, theirs):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), state=st.booleans())
+def test_a_joined_rollout_holds_every_env_as_it_was(seed, sizes, state):
+    parts = [random_rollout(seed + i, envs, state) for i, envs in enumerate(sizes)]
+    assert_same_envs(by_env(join(parts)), [env for part in parts for env in by_env(part)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), envs=st.integers(1, 7), shards=st.integers(1, 4), state=st.booleans())
+def test_shards_are_equal_and_hold_every_env_as_it_was_but_those_left_over(seed, envs, shards, state):
+    rollout = random_rollout(seed, envs, state)
+    parts = split(rollout, shards)
+    assert [part.terminated.shape[1] for part in parts] == [envs // shards if shards > 1 else envs] * shards
+    kept = by_env(rollout)[: envs // shards * shards]
+    assert_same_envs([env for part in parts for env in by_env(part)], kept)
+
+
+def test_arrays_and_back_is_the_same_rollout():
+    rollout = random_rollout(0, 3, with_state=False)
+    arrays = rollout.arrays()
+    assert isinstance(arrays.obs, np.ndarray) and arrays.state is None
+    arrays.obs.flags.writeable = False  # as Ray's object store hands it out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = arrays.tensors()
+    assert all(torch.equal(getattr(again, n), getattr(rollout, n)) for n in FIELDS if getattr(rollout, n) is not None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), gamma=st.sampled_from([0.0, 0.9, 1.0]))
+def test_returns_to_go_are_discounted_sums_up_to_the_episode_s_end(seed, gamma):
+    rollout = random_rollout(seed, 3)
+    ended = rollout.terminated | rollout.truncated
+    ours = returns_to_go(rollout.reward.double(), ended, gamma)
+    for n in range(N):
+        for e in range(3):
+            for t in range(T):
+                last = next((k for k in range(t, T) if ended[k, e]), T - 1)
+                slow = sum(gamma ** (k - t) * rollout.reward[n, k, e].double() for k in range(t, last + 1))
+                torch.testing.assert_close(ours[n, t, e], slow)
 
 
 def random_episodes(seed, steps=9, agents=2, envs=3, end_rate=0.2):

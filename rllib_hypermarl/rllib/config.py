@@ -14,6 +14,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.policy import PolicySpec
+from ray.rllib.utils.typing import LearningRateOrSchedule
 
 from .. import env as envs
 from ..env import BatchedEnv
@@ -173,6 +174,10 @@ class HyperMARLConfig(PPOConfig):
             torch_threads: of the process that samples and learns. `auto`: the CPUs granted to it.
         """
         return self._set("run", locals())
+
+    def training(self, *, entropy_coeff: LearningRateOrSchedule = NotProvided, **kwargs: Any) -> HyperMARLConfig:
+        """RLlib's; its annotation of `entropy_coeff` leaves out the schedule that it takes."""
+        return super().training(entropy_coeff=entropy_coeff, **kwargs)
 
     def multi_agent(self, *, policies: Patterns = NotProvided, **kwargs: Any) -> HyperMARLConfig:
         """Maps agents to policies by patterns: `{"scouts": ["agent_0", "agent_1"], "*": "own"}`; see `policies.py`.
