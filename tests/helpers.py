@@ -75,6 +75,20 @@ def weights(algo):
     return {name: torch.as_tensor(value).clone() for name, value in state.items()}
 
 
+def parameters(algo):
+    """The parameters and statistics of every learner, each a dict of arrays."""
+    found = algo.learner_group.foreach_learner(lambda learner: learner.module["hyper"].get_state())
+    return [result.get() if hasattr(result, "ok") else result for result in found]
+
+
+def assert_equal(first, second, tolerance=0.0):
+    """That two dicts of arrays are the same, bit for bit unless there is a tolerance."""
+    assert first.keys() == second.keys() and first
+    for name in first:
+        a, b = torch.as_tensor(first[name]), torch.as_tensor(second[name])
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
 # ------------------------------------------------------------------------------------------------------ real processes
 
 

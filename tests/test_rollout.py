@@ -106,9 +106,9 @@ def by_env(rollout):
     for e in range(envs):
         mine = (rollout.final_index % envs == e).nonzero().squeeze(1)
         mine = mine[rollout.final_index[mine].argsort()]
-        state = (
-            None if rollout.state is None else [rollout.state[:, e], rollout.last_state[e], rollout.final_state[mine]]
-        )
+        state = []
+        if rollout.state is not None:
+            state = [rollout.state[:, e], rollout.last_state[e], rollout.final_state[mine]]
         found.append([
             *(getattr(rollout, name)[:, :, e] for name in ("obs", "actions", "logp", "reward")),
             rollout.terminated[:, e], rollout.truncated[:, e], rollout.last_obs[:, e], rollout.final_obs[:, mine],

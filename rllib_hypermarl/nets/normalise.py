@@ -20,7 +20,7 @@ class RunningNorm(nn.Module):
         self.window, self.limit = window, limit
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("var", torch.ones(dim))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(1))  # single precision, as RLlib makes of every number it restores
 
     @property
     def std(self) -> Tensor:
@@ -42,7 +42,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
         """Takes in new rows (Chan et al. 1979, parallel variance). Args: moments as `moments` returns them."""
-        count, total, squares = moments[0], *moments[1:].chunk(2)
+        count, total, squares = moments[:1], *moments[1:].chunk(2)
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         past = self.count if self.window is None else self.count.clamp_max((self.window - 1) * count)

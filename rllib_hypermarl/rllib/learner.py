@@ -228,7 +228,7 @@ class HyperMARLLearner(PPOTorchLearner):
     def _check_shards(self, num_rows: int) -> None:
         least, most = self._collective.range(num_rows, self._device)
         if not least or least != most:
-            raise RunFailedError(f"learners got shards of {least:.0f} to {most:.0f} rows: all must be of one size")
+            raise RunFailedError(f"learners got shards of {int(least)} to {int(most)} rows: all must be of one size")
 
     def _log(
         self, rollout: Rollout, value: Tensor, advantage: Tensor, means: dict[str, Tensor], gradient_steps: int

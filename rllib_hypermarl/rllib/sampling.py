@@ -80,8 +80,9 @@ class RemoteSampler:
         waiting = set(self._group.healthy_env_runner_ids()) - self._late
         self._ask(request, waiting)
         samples: dict[int, RemoteSample] = {}
-        while waiting and time.monotonic() < deadline:
-            for runner, sample in self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=_POLL_SECONDS):
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            ready = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=min(left, _POLL_SECONDS))
+            for runner, sample in ready:
                 waiting.discard(runner)
                 self._late.discard(runner)
                 if sample.weights_seq_no == seq_no:
