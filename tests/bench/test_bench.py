@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
-from rllib_hypermarl.bench import measure, plot, scaling, throughput
+from rllib_hypermarl.bench import actors, measure, plot, scaling, throughput
 from rllib_hypermarl.bench.bare import BarePPO, Settings
 from tests.helpers import environment, game, weights
 
@@ -135,3 +135,13 @@ def test_the_plot(tmp_path):
         (tmp_path / name).write_text(json.dumps(data))
     plot.plot(tmp_path / "a.json", tmp_path / "b.json", tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 5000
+
+
+@pytest.mark.system
+def test_the_actors_bench_has_every_set_up_of_a_work(toy):
+    (entry,) = actors.run(works=[toy], rounds=1, turns=1, log=lambda line: None)
+    assert set(entry["setups"]) == set(actors.SETUPS)
+    assert entry["setups"]["local"]["ratio"] == 1
+    for setup in entry["setups"].values():
+        assert setup["env_steps_per_second"] > 0 and set(setup["seconds"]) == {"sample", "update", "sync", "other"}
+    assert "2 runners, 2 learners" in actors.table([entry])
