@@ -22,8 +22,10 @@ _PUBLIC = {
     "HyperMARLConfig": ".rllib.config",
     "ModelSpec": ".nets",
     "Step": ".env",
+    "ViewLearner": ".rllib.view_learner",
     "make": ".env",
     "register": ".env",
+    "stock_module_spec": ".rllib.views",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -97,9 +97,14 @@ class ActionSpec:
         if not self.continuous:
             return Categorical(inputs) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices)
         if self.log_std == "generated":
-            inputs, log_std = inputs.chunk(2, dim=-1)
-            log_std = log_std.clamp(*_LOG_STD_RANGE)
+            inputs, log_std = self.mean_and_log_std(inputs)
         return Gaussian(inputs, log_std, low, high, squash=self.bound == "tanh")
+
+    @staticmethod
+    def mean_and_log_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Of an actor head that puts out both, `[..., 2 * dim]`."""
+        mean, log_std = inputs.chunk(2, dim=-1)
+        return mean, log_std.clamp(*_LOG_STD_RANGE)
 
 
 class Categorical:

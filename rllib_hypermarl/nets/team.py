@@ -134,6 +134,11 @@ class TeamNet(nn.Module):
         grouped = self.groups.gather(x)
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
 
+    def of_policy(self, policy: int, head: str, x: Tensor, weights: Weights) -> Tensor:
+        """One policy's network alone. Args: policy, its index; x `[B, in]`. Returns `[B, out]`."""
+        layers = [tuple(t if len(t) == 1 else t[policy : policy + 1] for t in layer) for layer in weights[head]]
+        return apply_target(layers, x.unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
+
     def normalised(self, kind: str, x: Tensor) -> Tensor:
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
         return self.norms[kind](x) if kind in self.norms else x

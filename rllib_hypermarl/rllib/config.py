@@ -33,6 +33,8 @@ HYPER = "hyper"
 """Id of the one RLModule that owns all parameters."""
 STATE = "__env_state__"
 """Key of the env's state space among RLlib's spaces."""
+MODEL_SPEC = "model_spec"
+"""Key of the team's spec in model configs."""
 
 
 def to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:

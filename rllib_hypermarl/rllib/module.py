@@ -23,6 +23,9 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
     stream).
     """
 
+    def __init__(self, *args: Any, catalog_class: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)  # RLlib would make a catalog of networks, for nobody
+
     def setup(self) -> None:
         seed = self.model_config["seed"]
         with torch.random.fork_rng(enabled=seed is not None):
