@@ -38,7 +38,7 @@ class HyperMARL(PPO):
 
     def __init__(self, *args: Any, restored: bool = False, **kwargs: Any):
         """Args: restored: a checkpoint's state follows, so that nothing is to be taken from `hypermarl.init_from`."""
-        self._restored = restored
+        self._checkpoint_follows = restored
         super().__init__(*args, **kwargs)
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
@@ -47,7 +47,8 @@ class HyperMARL(PPO):
 
     def setup(self, config: HyperMARLConfig) -> None:
         torch.set_num_threads(granted_cpus() if config.torch_threads == "auto" else config.torch_threads)
-        source = teams.load_net(config.init_from) if config.init_from is not None and not self._restored else None
+        path = None if self._checkpoint_follows else config.init_from
+        source = None if path is None else teams.load_net(path)
         check_resources(config)
         if config.num_env_runners > 0:  # RLlib would only log what their constructors raise, and start them again
             config.make_batched_env(1, torch.device("cpu")).close()
