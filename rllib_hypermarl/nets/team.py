@@ -112,7 +112,8 @@ class TeamNet(nn.Module):
         if spec.frozen:
             rows = [spec.policies.index(policy) for policy in spec.frozen]
             log_std_dim = 0 if self.log_std is None else self.log_std.shape[1]
-            self.snapshot = Snapshot(rows, spec.agent_policies, spec.heads["actor"].layers, log_std_dim)
+            norm_dim = spec.heads["actor"].in_dim if spec.normalise_obs else 0
+            self.snapshot = Snapshot(rows, spec.agent_policies, spec.heads["actor"].layers, log_std_dim, norm_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,9 +150,17 @@ class TeamNet(nn.Module):
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
         return self.norms[kind](x) if kind in self.norms else x
 
+    def action_inputs(self, obs: Tensor, weights: Weights) -> Tensor:
+        """What the actors put out. Args: as `policy`'s. Returns `[N, B, out]`."""
+        if self.snapshot is None or "obs" not in self.norms:
+            return self("actor", self.normalised("obs", obs), weights)
+        norm = self.norms["obs"]
+        by_policy = self.snapshot.put_in_norm(norm, len(self.spec.policies))
+        return self("actor", norm(obs, *(x[self.groups.policy_of].unsqueeze(1) for x in by_policy)), weights)
+
     def policy(self, obs: Tensor, weights: Weights) -> Distribution:
         """The agents' action distributions. Args: obs `[N, B, obs]`; weights with the head `actor`."""
-        spec, inputs = self.spec.actions, self("actor", self.normalised("obs", obs), weights)
+        spec, inputs = self.spec.actions, self.action_inputs(obs, weights)
         if not spec.continuous:
             return spec.distribution(inputs)
         log_std = self.log_std
@@ -196,7 +205,7 @@ class TeamNet(nn.Module):
                 raise TransferError(f"policy {policy!r} is not in the spec's frozen {self.spec.frozen}")
             layers = self.sources["actor"](self._context("actor"))
             slot, row = self.spec.frozen.index(policy), self.spec.policies.index(policy)
-            self.snapshot.take(slot, row, layers, self.log_std)
+            self.snapshot.take(slot, row, layers, self.log_std, dict(self.norms.items()).get("obs"))
 
     def trained(self, x: Tensor) -> Tensor:
         """The rows of agents whose policies are not frozen. Args: x `[N, ...]`. Returns it as it is if none is."""

@@ -56,7 +56,12 @@ def transfer(
     contexts = {target.spec.context_of(head) for head in generated}
     for name, tensor in target.state_dict().items():
         part, which, *_ = f"{name}.".split(".")
-        left_out = {"sources": which not in heads, "contexts": which not in contexts, "log_std": "actor" not in heads}
+        left_out = {
+            "sources": which not in heads,
+            "contexts": which not in contexts,
+            "log_std": "actor" not in heads,
+            "norms": which != "obs" and "critic" not in heads,  # statistics of states and values are the critic's
+        }
         if part != "snapshot" and not left_out.get(part, False):
             copy_rows(theirs[name], tensor, axes.get(name), rows)
     if "actor" in heads:
@@ -101,6 +106,9 @@ def _misfits(source: ModelSpec, target: ModelSpec, name: str) -> Iterator[str]:
         return
     pairs = {key: (getattr(there, key), getattr(here, key))
              for key in ("in_dim", "out_dim", "hidden", "sharing", "activation", "reads")}  # fmt: skip
+    pairs["normalise_obs"] = source.normalise_obs, target.normalise_obs
+    if name == "critic":
+        pairs["normalise_values"] = source.normalise_values, target.normalise_values
     if there.sharing == here.sharing and here.sharing.startswith("hyper"):
         pairs["context"] = contexts = source.context_of(there), target.context_of(here)
         if contexts == ("embedding", "embedding"):

@@ -35,7 +35,7 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         obs = batch[Columns.OBS].transpose(0, 1)
-        inputs = self.net("actor", obs, self.net.generate("actor"))
+        inputs = self.net.action_inputs(obs, self.net.generate("actor"))
         return {Columns.ACTION_DIST_INPUTS: inputs.transpose(0, 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:

@@ -54,7 +54,8 @@ def start_from(algo: HyperMARL, source: TeamNet) -> None:
         TransferError: they do not fit.
     """
     config = algo.config
-    _on_learners(algo, functools.partial(_transfer_to, source=source, like=config.init_like, heads=config.init_heads))
+    heads = [head for head in config.init_heads if head in _spec(algo).heads]  # `use_critic: false` has no critic
+    _on_learners(algo, functools.partial(_transfer_to, source=source, like=config.init_like, heads=heads))
     _hand_on(algo)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rllib_hypermarl.errors import TransferError
-from rllib_hypermarl.nets import SHARING, ActionSpec, HeadSpec, ModelSpec, TeamNet
+from rllib_hypermarl.nets import SHARING, ActionSpec, HeadSpec, ModelSpec, TeamNet, transfer
+from rllib_hypermarl.nets.normalise import RunningNorm
 from tests import oracle
 from tests.nets.test_team import MODES, TEAMS, inputs, name
 
@@ -110,6 +111,32 @@ def test_snapshots_travel_with_the_state(log_std):
     actions = torch.zeros(3, 3, 2, dtype=x.dtype)
     ours, theirs = (team.policy(x, team.generate()).log_prob(actions) for team in (net, other))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("log_std", ["shared", "generated"])
+def test_a_frozen_policy_reads_observations_by_the_statistics_it_was_frozen_with(log_std):
+    spec = dataclasses.replace(continuous(log_std).spec, normalise_obs=True)
+    free, net = TeamNet(spec).double(), TeamNet(dataclasses.replace(spec, frozen=("p1",))).double()
+    rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    net.load_state_dict(free.state_dict(), strict=False)
+    for team in (free, net):
+        team.norms["obs"].update(RunningNorm.moments(3 * rows + 1))
+    net.freeze("p1")
+    x = inputs(net, "actor")
+    before, same = net.action_inputs(x, net.generate()), free.action_inputs(x, free.generate())
+    torch.testing.assert_close(before, same, rtol=1e-12, atol=1e-12)
+    for team in (free, net):
+        team.norms["obs"].update(RunningNorm.moments(10 * rows - 4))
+    after, others = net.action_inputs(x, net.generate()), free.action_inputs(x, free.generate())
+    assert torch.equal(after[1], before[1])
+    assert not torch.allclose(others[1], before[1])
+    torch.testing.assert_close(after[[0, 2]], others[[0, 2]], rtol=1e-12, atol=1e-12)
+
+    target = TeamNet(dataclasses.replace(net.spec, policies=("p1", "p0"))).double()
+    transfer(net, target)
+    moved = target.action_inputs(x[[1, 0, 1]], target.generate())
+    torch.testing.assert_close(moved[0], after[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moved[1], after[0], rtol=1e-12, atol=1e-12)
 
 
 def test_a_frozen_policy_of_a_fresh_team_is_a_fixed_random_one():

@@ -166,6 +166,25 @@ def test_networks_that_do_not_fit_are_named_and_left_alone(mode, words):
     assert words in refused(oracle.team(), oracle.team(**mode))
 
 
+def test_running_statistics_go_with_the_heads_that_read_them():
+    def normalising(obs=True, values=True):
+        net = oracle.team(normalise_obs=obs, normalise_values=values)
+        for norm in net.norms.values():
+            norm.update(norm.moments(torch.randn(20, len(norm.mean), dtype=torch.float64)))
+        return net
+
+    torch.manual_seed(0)
+    source, actor_only, both = normalising(), normalising(), normalising()
+    kept = state(actor_only.norms["value"])
+    transfer(source, actor_only, heads=["actor"])
+    transfer(source, both)
+    assert torch.equal(actor_only.norms["obs"].mean, source.norms["obs"].mean)
+    assert torch.equal(actor_only.norms["value"].mean, kept["mean"])
+    assert all(torch.equal(value, both.state_dict()[key]) for key, value in source.state_dict().items())
+    assert "actor.normalise_obs is True there and False here" in refused(source, normalising(obs=False))
+    assert "critic.normalise_values is True there and False here" in refused(source, normalising(values=False))
+
+
 def test_other_actions_are_named():
     source = continuous("shared")
     bounds = ActionSpec(low=(-1.0, -2.0), high=(1.0, 3.0))

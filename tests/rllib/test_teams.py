@@ -274,7 +274,9 @@ def test_the_loss_is_the_mean_over_the_rows_of_the_others():
     learned = advantage[others]
     standardised = (learned - learned.mean()) / learned.std(correction=0)
     rows = (logp[others], entropy[others], value[others], rollout.logp.flatten(1)[others], value[others])
-    expected, stats = oracle.ppo_loss(*rows, standardised, (advantage + value)[others], algo.config.loss_config())
+    expected, stats = oracle.ppo_loss(
+        *rows, standardised, (advantage + value)[others], algo.config.loss_config(entropy_coeff=0.01)
+    )
     found = {key: stat.peek() if hasattr(stat, "peek") else stat for key, stat in logged["hyper"].items()}
     assert float(found["total_loss"]) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
     assert float(found["vf_loss"]) == pytest.approx(float(stats["vf_loss"]), rel=1e-4)
