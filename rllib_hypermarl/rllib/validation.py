@@ -33,7 +33,7 @@ _HINTS = {
     "_model_config": "networks are set in the group hypermarl",
     "_rl_module_spec": "the module is HyperMARL's own; its networks are set in the group hypermarl",
     "observation_filter": "observations reach the networks as the environment gives them",
-    "policies_to_train": "generated weights cannot be frozen this way: they move with the shared hypernetwork",
+    "policies_to_train": "generated weights move with the hypernetwork that all share; freeze with hypermarl.frozen",
     "explore": "training always samples; evaluation is greedy, or set evaluation_config={'explore': True}",
 }
 
