@@ -28,6 +28,12 @@ class EnvError(HyperMARLError, RuntimeError):
     """An environment broke the contract or raised. The message names the env, the agent and the field."""
 
 
+class TransferError(HyperMARLError, ValueError):
+    """Networks of which one cannot take over from the other, or a policy that neither of them knows."""
+
+    exit_status = 2
+
+
 class CheckpointError(HyperMARLError, RuntimeError):
     """A checkpoint that is missing or damaged."""
 

@@ -3,8 +3,9 @@
 from .distributions import ActionSpec, Categorical, Distribution, Gaussian, MultiCategorical
 from .spec import ACTIVATIONS, CONTEXTS, INITS, SHARING, HeadSpec, ModelSpec
 from .team import TeamNet, Weights
+from .transfer import transfer
 
 __all__ = [
     "ACTIVATIONS", "CONTEXTS", "INITS", "SHARING", "ActionSpec", "Categorical", "Distribution", "Gaussian", "HeadSpec",
-    "ModelSpec", "MultiCategorical", "TeamNet", "Weights",
+    "ModelSpec", "MultiCategorical", "TeamNet", "Weights", "transfer",
 ]  # fmt: skip

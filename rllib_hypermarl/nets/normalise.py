@@ -26,8 +26,9 @@ class RunningNorm(nn.Module):
     def std(self) -> Tensor:
         return (self.var + 1e-8).sqrt()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.std
+    def forward(self, x: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        """Args: mean, std: others to normalise by, that broadcast against x."""
+        x = (x - (self.mean if mean is None else mean)) / (self.std if std is None else std)
         return x if self.limit is None else x.clamp(-self.limit, self.limit)
 
     def inverse(self, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .spec import HeadSpec
 
 Layer = tuple[Tensor, Tensor]
+Axis = tuple[int, int]
+"""Where a parameter holds one slice per policy: the dimension, and the index in it of policy 0."""
 
 
 def _affine(x: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,18 +66,31 @@ class HyperNetwork(nn.Module):
         generated = [x.view(-1, *shape) for x, shape in zip(flat, self.shapes, strict=True)]
         return list(zip(generated[::2], generated[1::2], strict=True))
 
+    def policy_axes(self, one_hot: bool) -> dict[str, Axis]:
+        """Parameter -> where it holds one slice per policy: a one-hot context picks rows of the first layers."""
+        if not one_hot:
+            return {}
+        if len(self.trunk_weights):
+            return {"trunk_weights.0": (1, 0)}
+        return {f"head_weights.{i}": (0, 0) for i in range(len(self.shapes))}
+
 
 class Direct(nn.Module):
     """Weights that are parameters themselves: one set per policy (`none`) or one for all (`full`)."""
 
-    def __init__(self, groups: int, layers: list[tuple[int, int, float]]):
+    def __init__(self, groups: int, layers: list[tuple[int, int, float]], per_policy: bool = False):
         super().__init__()
-        self.layers = layers
+        self.layers, self.per_policy = layers, per_policy
         self.weights = nn.ParameterList(nn.Parameter(Tensor(groups, i, o)) for i, o, _ in layers)
         self.biases = nn.ParameterList(nn.Parameter(Tensor(groups, o)) for _, o, _ in layers)
 
     def forward(self, context: Tensor | None = None) -> list[Layer]:
         return list(zip(self.weights, self.biases, strict=True))
+
+    def policy_axes(self, one_hot: bool) -> dict[str, Axis]:
+        if not self.per_policy:
+            return {}
+        return {f"{kind}.{depth}": (0, 0) for kind in ("weights", "biases") for depth in range(len(self.layers))}
 
 
 class DirectWithId(Direct):
@@ -94,11 +109,14 @@ class DirectWithId(Direct):
         (weight, bias), *rest = super().forward()
         return [(weight[:, : self.in_dim], weight[0, self.in_dim :] + bias), *rest]
 
+    def policy_axes(self, one_hot: bool) -> dict[str, Axis]:
+        return {"weights.0": (1, self.in_dim)}
+
 
 def make_source(head: HeadSpec, num_policies: int, context_dim: int, hypernet_hidden: tuple[int, ...]) -> nn.Module:
     """The weight source of a head. `context_dim` and `hypernet_hidden` matter to hypernetworks only."""
     if head.sharing == "none":
-        return Direct(num_policies, head.layers)
+        return Direct(num_policies, head.layers, per_policy=True)
     if head.sharing == "full":
         return Direct(1, head.layers)
     if head.sharing == "full_id":

@@ -68,6 +68,7 @@ class ModelSpec:
         actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
         normalise_obs: whether heads read observations (and states) normalised by running statistics.
         normalise_values: whether critics put out values normalised by running statistics of their targets.
+        frozen: policies that act with a snapshot of their actor's weights, whatever happens to the parameters.
     """
 
     policies: tuple[str, ...]
@@ -80,12 +81,18 @@ class ModelSpec:
     actions: ActionSpec | None = None
     normalise_obs: bool = False
     normalise_values: bool = False
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
             raise ValueError(f"heads['actor'].out_dim is {self.heads['actor'].out_dim}, not {self.actions.head_dim}")
         if set(self.agent_policies) != set(range(len(self.policies))):
             raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
+        unknown = [policy for policy in self.frozen if policy not in self.policies]
+        if unknown or len(set(self.frozen)) < len(self.frozen) or (self.frozen and "actor" not in self.heads):
+            raise ValueError(
+                f"frozen is {self.frozen}: expected some of policies {self.policies}, of a spec with an actor"
+            )
         if self.context not in (None, *CONTEXTS):
             raise ValueError(f"context is {self.context!r}, valid are {', '.join(CONTEXTS)} and None")
         if self.init not in INITS:
@@ -115,5 +122,6 @@ class ModelSpec:
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
         heads = {name: HeadSpec(**{**head, "hidden": tuple(head["hidden"])}) for name, head in data["heads"].items()}
         tuples = {key: tuple(data[key]) for key in ("policies", "agent_policies", "hypernet_hidden")}
+        tuples["frozen"] = tuple(data.get("frozen", ()))  # specs of before 0.2 have none
         actions = None if data["actions"] is None else ActionSpec.from_dict(data["actions"])
         return cls(**{**data, **tuples, "heads": heads, "actions": actions})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import TransferError
 from .contexts import Embedding, OneHot
 from .distributions import Distribution
+from .frozen import Snapshot
 from .init import init_direct, init_embedding, init_hypernetwork
 from .normalise import RunningNorm
-from .sharing import HyperNetwork, Layer, make_source
+from .sharing import Axis, HyperNetwork, Layer, make_source
 from .spec import ModelSpec
 
 Weights = dict[str, list[Layer]]
@@ -106,6 +108,12 @@ class TeamNet(nn.Module):
                 self.norms["state"] = RunningNorm(spec.heads["critic"].in_dim, limit=_OBS_LIMIT)
         if spec.normalise_values:
             self.norms["value"] = RunningNorm(1, window=_VALUE_WINDOW)
+        self.snapshot: Snapshot | None = None
+        if spec.frozen:
+            rows = [spec.policies.index(policy) for policy in spec.frozen]
+            log_std_dim = 0 if self.log_std is None else self.log_std.shape[1]
+            norm_dim = spec.heads["actor"].in_dim if spec.normalise_obs else 0
+            self.snapshot = Snapshot(rows, spec.agent_policies, spec.heads["actor"].layers, log_std_dim, norm_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -120,6 +128,7 @@ class TeamNet(nn.Module):
                 init_hypernetwork(source, self._context(name), self.spec.init)
             else:
                 init_direct(source, self.spec.init)
+        self.freeze(*self.spec.frozen)
 
     def _context(self, head: str) -> Tensor | None:
         spec = self.spec.heads[head]
@@ -127,7 +136,10 @@ class TeamNet(nn.Module):
 
     def generate(self, *heads: str) -> Weights:
         """The target weights of the named heads (all of them if none is named), for every policy."""
-        return {name: self.sources[name](self._context(name)) for name in heads or self.sources}
+        weights = {name: self.sources[name](self._context(name)) for name in heads or self.sources}
+        if self.snapshot is not None and "actor" in weights:
+            weights["actor"] = self.snapshot.put_in(weights["actor"], len(self.spec.policies))
+        return weights
 
     def forward(self, head: str, x: Tensor, weights: Weights) -> Tensor:
         """Args: x `[N, B, in]`, each agent's own rows. Returns `[N, B, out]`."""
@@ -143,12 +155,22 @@ class TeamNet(nn.Module):
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
         return self.norms[kind](x) if kind in self.norms else x
 
+    def action_inputs(self, obs: Tensor, weights: Weights) -> Tensor:
+        """What the actors put out. Args: as `policy`'s. Returns `[N, B, out]`."""
+        if self.snapshot is None or "obs" not in self.norms:
+            return self("actor", self.normalised("obs", obs), weights)
+        norm = self.norms["obs"]
+        by_policy = self.snapshot.put_in_norm(norm, len(self.spec.policies))
+        return self("actor", norm(obs, *(x[self.groups.policy_of].unsqueeze(1) for x in by_policy)), weights)
+
     def policy(self, obs: Tensor, weights: Weights) -> Distribution:
         """The agents' action distributions. Args: obs `[N, B, obs]`; weights with the head `actor`."""
-        spec, inputs = self.spec.actions, self("actor", self.normalised("obs", obs), weights)
+        spec, inputs = self.spec.actions, self.action_inputs(obs, weights)
         if not spec.continuous:
             return spec.distribution(inputs)
         log_std = self.log_std
+        if self.snapshot is not None and log_std is not None:
+            log_std = self.snapshot.put_in_log_std(log_std, len(self.spec.policies))
         if log_std is not None and len(log_std) > 1:
             log_std = log_std[self.groups.policy_of].unsqueeze(1)  # [N, 1, dim]
         return spec.distribution(inputs, log_std, self.action_low, self.action_high)
@@ -173,6 +195,54 @@ class TeamNet(nn.Module):
         x = obs if reads == "obs" else state.expand(len(obs), *state.shape)
         value = self("critic", x, weights)
         return (self.norms["value"].inverse(value) if "value" in self.norms else value).squeeze(-1)
+
+    # --------------------------------------------------------------------------------------------- changing teams
+
+    @torch.no_grad()
+    def freeze(self, *policies: str) -> None:
+        """Takes the snapshot that frozen policies act with: what their parameters give now.
+
+        Raises:
+            TransferError: a policy is not in the spec's `frozen`.
+        """
+        for policy in policies:
+            if policy not in self.spec.frozen:
+                raise TransferError(f"policy {policy!r} is not in the spec's frozen {self.spec.frozen}")
+            layers = self.sources["actor"](self._context("actor"))
+            slot, row = self.spec.frozen.index(policy), self.spec.policies.index(policy)
+            self.snapshot.take(slot, row, layers, self.log_std, dict(self.norms.items()).get("obs"))
+
+    def trained(self, x: Tensor) -> Tensor:
+        """The rows of agents whose policies are not frozen. Args: x `[N, ...]`. Returns it as it is if none is."""
+        agents = self.trained_agents()
+        return x if agents is None else x.index_select(0, agents)
+
+    def trained_agents(self) -> Tensor | None:
+        """Indices of the agents whose policies are not frozen; None: all of them."""
+        return None if self.snapshot is None else self.snapshot.trained
+
+    def context_parameters(self) -> list[nn.Parameter]:
+        """The learned contexts, everything that tells policies apart where embeddings do.
+
+        Raises:
+            TransferError: no head reads learned embeddings.
+        """
+        parameters = list(self.contexts.parameters())
+        if not parameters:
+            shared = {name: head.sharing for name, head in self.spec.heads.items()}
+            raise TransferError(f"no head reads learned embeddings (sharing is {shared}): nothing to fit alone")
+        return parameters
+
+    def policy_axes(self) -> dict[str, Axis]:
+        """Parameters that hold a slice per policy: name -> where the slices lie. All others belong to everybody."""
+        axes = {"contexts.embedding.weight": (0, 0)} if "embedding" in self.contexts else {}
+        for name, head in self.spec.heads.items():
+            one_hot = head.sharing.startswith("hyper") and self.spec.context_of(head) == "one_hot"
+            source = self.sources[name].policy_axes(one_hot)
+            axes |= {f"sources.{name}.{key}": axis for key, axis in source.items()}
+        if self.log_std is not None and self.spec.actions.log_std == "per_policy":
+            axes["log_std"] = (0, 0)
+        return axes
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""

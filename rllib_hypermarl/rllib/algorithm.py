@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ray.rllib.utils.metrics import (
 
 from ..errors import RunFailedError
 from ..rollout import Rollout, split
+from . import teams
 from .config import HyperMARLConfig
 from .resources import check_resources, granted_cpus
 from .sampling import RemoteSampler
@@ -34,13 +36,49 @@ class HyperMARL(PPO):
     def get_default_config(cls) -> HyperMARLConfig:
         return HyperMARLConfig()
 
+    def __init__(self, *args: Any, restored: bool = False, **kwargs: Any):
+        """Args: restored: a checkpoint's state follows, so that nothing is to be taken from `hypermarl.init_from`."""
+        self._checkpoint_follows = restored
+        super().__init__(*args, **kwargs)
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        args, kwargs = super().get_ctor_args_and_kwargs()
+        return args, {**kwargs, "restored": True}
+
     def setup(self, config: HyperMARLConfig) -> None:
         torch.set_num_threads(granted_cpus() if config.torch_threads == "auto" else config.torch_threads)
+        path = None if self._checkpoint_follows else config.init_from
+        source = None if path is None else teams.load_net(path)
         check_resources(config)
         if config.num_env_runners > 0:  # RLlib would only log what their constructors raise, and start them again
             config.make_batched_env(1, torch.device("cpu")).close()
         super().setup(config)
         self._sampler = RemoteSampler(self.env_runner_group, self.restore_env_runners, config.sample_timeout_s)
+        if source is not None:
+            teams.start_from(self, source)
+
+    def add_policy(self, policy_id: str, agents: str | Sequence[str], like: str | None = None) -> None:
+        """Moves agents to a new policy; all other policies, and what the optimiser knows of them, stay as they are.
+
+        A policy that no agent follows any more is gone.
+
+        Args:
+            policy_id: of the new policy.
+            agents: ids or patterns of the agents that follow it from now on.
+            like: the policy that it starts as a copy of. None: it starts afresh.
+
+        Raises:
+            ConfigError: the policy exists, no agent is meant, or `like` is no policy.
+        """
+        teams.add_policy(self, policy_id, agents, like)
+
+    def freeze_policy(self, policy_id: str) -> None:
+        """From now on the policy's agents act with a snapshot of its weights, and their data teaches nobody.
+
+        Raises:
+            ConfigError: there is no such policy, it is frozen, or it is the last one that learns.
+        """
+        teams.freeze_policy(self, policy_id)
 
     def step(self) -> dict[str, Any]:
         """RLlib's, without the previous evaluation's numbers, which it repeats in the iteration after."""

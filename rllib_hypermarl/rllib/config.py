@@ -29,12 +29,14 @@ from .policies import OWN, Patterns
 
 Critic = Literal["independent", "central"]
 Optim = Literal["adam", "sgd"]
+Head = Literal["actor", "critic"]
+Trainable = Literal["all", "contexts"]
 HYPER = "hyper"
 """Id of the one RLModule that owns all parameters."""
 STATE = "__env_state__"
 """Key of the env's state space among RLlib's spaces."""
 MODEL_SPEC = "model_spec"
-"""Key of the team's spec in model configs."""
+"""Key of the team's spec in model configs, and in an env runner's state beside the weights."""
 
 
 def to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
@@ -78,6 +80,11 @@ class HyperMARLConfig(PPOConfig):
         self.normalise_values = False
         self.adaptive_lr_kl: float | None = None
         self.early_stop_kl: float | None = None
+        self.init_from: str | None = None
+        self.init_like: dict[str, str] | None = None
+        self.init_heads: Sequence[Head] = ("actor", "critic")
+        self.trainable: Trainable = "all"
+        self.frozen: Sequence[str] = ()
 
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
@@ -129,6 +136,11 @@ class HyperMARLConfig(PPOConfig):
         normalise_values: bool = NotProvided,
         adaptive_lr_kl: float | None = NotProvided,
         early_stop_kl: float | None = NotProvided,
+        init_from: str | None = NotProvided,
+        init_like: dict[str, str] | None = NotProvided,
+        init_heads: Sequence[Head] = NotProvided,
+        trainable: Trainable = NotProvided,
+        frozen: Sequence[str] = NotProvided,
     ) -> HyperMARLConfig:
         """Sets the networks, and of their training what RLlib's `training` has no key for.
 
@@ -154,6 +166,12 @@ class HyperMARLConfig(PPOConfig):
             adaptive_lr_kl: a learning rate that falls after epochs whose KL divergence from the sampling policy is
                 over twice this, and rises after those under half of it; it begins at `lr`. None: off.
             early_stop_kl: no further epoch over a rollout after one of a greater divergence. None: off.
+            init_from: a run or checkpoint whose networks a new run starts from, policies by name. Its files are
+                pickles, which can run code: only your own.
+            init_like: policy of this run -> policy of `init_from` that it starts as.
+            init_heads: what is taken from there, `actor` and `critic` or one of them.
+            trainable: `all`, or `contexts`: learned embeddings move, everything else stays.
+            frozen: policies that act with the weights they start with, and learn nothing.
         """
         return self._set("hypermarl", locals())
 
@@ -349,7 +367,7 @@ class HyperMARLConfig(PPOConfig):
                     module_class=HyperModule,
                     observation_space=observation_space,
                     action_space=action_space,
-                    model_config={"model_spec": spec.to_dict(), "seed": self.seed},
+                    model_config={MODEL_SPEC: spec.to_dict(), "seed": self.seed},
                 )
             }
         )

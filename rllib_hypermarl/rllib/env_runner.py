@@ -22,9 +22,9 @@ from ..env import BatchedEnv, Step
 from ..episodes import Episodes, EpisodeTracker
 from ..errors import EnvError, HyperMARLError
 from ..evaluation import evaluate
-from ..nets import TeamNet
+from ..nets import ModelSpec, TeamNet
 from ..rollout import Rollout, RolloutBuffer
-from .config import HYPER, STATE, HyperMARLConfig
+from .config import HYPER, MODEL_SPEC, STATE, HyperMARLConfig
 from .resources import granted_cpus
 
 _MAX_AGENTS_LOGGED = 32  # per-agent returns of larger teams would be hundreds of metrics an iteration
@@ -298,6 +298,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 **kwargs,
             )
             state[names.WEIGHTS_SEQ_NO] = self._weights_seq_no
+            state[MODEL_SPEC] = self.net.spec.to_dict()
         if components is None and self.env is not None and not self.config.in_evaluation:
             state["sampling"] = {
                 "generator": self._generator.get_state(),
@@ -308,6 +309,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if MODEL_SPEC in state and ModelSpec.from_dict(state[MODEL_SPEC]) != self.net.spec:  # the team changed
+            self.module[HYPER].change_team(ModelSpec.from_dict(state[MODEL_SPEC]))
         if COMPONENT_RL_MODULE in state:
             module_state = state[COMPONENT_RL_MODULE]
             if isinstance(module_state, ray.ObjectRef):

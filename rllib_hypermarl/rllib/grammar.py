@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden", "actor_hidden",
         "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound", "optim", "huber_delta",
         "normalise_obs", "normalise_values", "adaptive_lr_kl", "early_stop_kl",
+        "init_from", "init_like", "init_heads", "trainable", "frozen",
     ),
     "training": (
         "lr", "gamma", "lambda_", "use_critic", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip",

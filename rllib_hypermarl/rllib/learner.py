@@ -71,8 +71,11 @@ class HyperMARLLearner(PPOTorchLearner):
         self._collective.copy_first(self.net)
 
     def configure_optimizers(self) -> None:
-        """One fused optimiser over everything (Adam's epsilon as in the paper's code)."""
-        params = list(self.module[HYPER].parameters())
+        """One fused optimiser over everything that is trained (Adam's epsilon as in the paper's code)."""
+        params = list(self.net.parameters())
+        if self.config.trainable == "contexts":
+            self.net.requires_grad_(False)
+            params = [parameter.requires_grad_() for parameter in self.net.context_parameters()]
         lr = self.config.initial_lr()
         if self.config.optim == "sgd":
             optimizer = torch.optim.SGD(params, lr=lr, fused=True)
@@ -106,8 +109,10 @@ class HyperMARLLearner(PPOTorchLearner):
 
         value, advantage = self._values_and_advantages(rollout)
         if "value" in self.net.norms:
-            self._update_norm("value", (advantage + value).unsqueeze(-1))
+            self._update_norm("value", self.net.trained(advantage + value).unsqueeze(-1))
         rows = _rows(rollout, value, advantage)
+        for key in ("logp", "value", "advantage"):  # what frozen policies did teaches nobody
+            rows[key] = self.net.trained(rows[key])
         num_minibatches = max(1, round(num_rows / self.config.minibatch_size))
         orders = [self._shuffled(num_rows).tensor_split(num_minibatches) for _ in range(self.config.num_epochs)]
         std_means = self._std_means(rows["advantage"], orders)
@@ -143,14 +148,14 @@ class HyperMARLLearner(PPOTorchLearner):
         dist = net.policy(rows["obs"], weights)
         if self.config.use_critic:
             values = {
-                "value": net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights),
+                "value": net.trained(net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights)),
                 "old_value": rows["value"],
                 "value_target": rows["advantage"] + rows["value"],
             }
             values = {key: net.normalised("value", x) for key, x in values.items()}
         return ppo_loss(
-            dist.log_prob(rows["actions"]),
-            dist.entropy(),
+            net.trained(dist.log_prob(rows["actions"])),
+            net.trained(dist.entropy()),
             old_logp=rows["logp"],
             advantage=standardise(rows["advantage"], std_mean),
             config=config,
@@ -242,7 +247,7 @@ class HyperMARLLearner(PPOTorchLearner):
         numbers["gradients_default_optimizer_global_norm"] = numbers.pop("gradient_norm")
         numbers["default_optimizer_learning_rate"] = self.get_optimizer(HYPER).param_groups[0]["lr"]
         numbers["num_gradient_steps"] = float(gradient_steps)
-        numbers[NUM_TRAINABLE_PARAMETERS] = float(sum(p.numel() for p in self.net.parameters()))
+        numbers[NUM_TRAINABLE_PARAMETERS] = float(sum(p.numel() for p in self.net.parameters() if p.requires_grad))
         self.metrics.log_dict(numbers, key=HYPER, window=1)
         env_steps, agent_steps = rollout.env_steps(), rollout.agent_steps()
         for module, steps in ((ALL_MODULES, agent_steps), (HYPER, agent_steps)):

@@ -30,6 +30,12 @@ def build_model_spec(
     agents = list(observation_spaces)
     policy_of = map_agents(config.policy_patterns, agents)
     policies = tuple(dict.fromkeys(policy_of.values()))
+    for key, names in (("frozen", config.frozen), ("init_like", config.init_like or ())):
+        for name in names:
+            if name not in policies:
+                raise ConfigError(f"hypermarl.{key}: {name!r} is no policy; policies are {', '.join(policies)}")
+    if set(config.frozen) == set(policies):
+        raise ConfigError("hypermarl.frozen names all policies: nothing is left to train")
     spaces = {(observation_spaces[agent].shape, _action_spec(config, agent, action_spaces[agent])) for agent in agents}
     if len(spaces) > 1:
         raise ConfigError("agents with unlike observation or action spaces are not supported")
@@ -51,10 +57,15 @@ def build_model_spec(
         actions=actions,
         normalise_obs=config.normalise_obs,
         normalise_values=config.normalise_values,
+        frozen=tuple(config.frozen),
     )
     embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
     if embedded and config.embedding_dim == 1 and len(policies) > 2:
         raise ConfigError("hypermarl.embedding_dim is 1: of more than two policies some would start alike; take 2")
+    if config.trainable == "contexts" and not embedded:
+        raise ConfigError(
+            "hypermarl.trainable is 'contexts', but no network reads learned embeddings: nothing to train"
+        )
     return spec
 
 

@@ -27,15 +27,18 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
         super().__init__(*args, **kwargs)  # RLlib would make a catalog of networks, for nobody
 
     def setup(self) -> None:
-        seed = self.model_config["seed"]
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            self.net = TeamNet(ModelSpec.from_dict(self.model_config["model_spec"]))
+        self.net = draw(ModelSpec.from_dict(self.model_config["model_spec"]), self.model_config["seed"])
+
+    def change_team(self, spec: ModelSpec, seed: int | None = None) -> TeamNet:
+        """Puts fresh networks of another team in the place of the present ones, which it returns."""
+        before, device = self.net, next(self.net.parameters()).device
+        self.net = draw(spec, seed).to(device)
+        self.model_config = {**self.model_config, "model_spec": spec.to_dict()}
+        return before
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         obs = batch[Columns.OBS].transpose(0, 1)
-        inputs = self.net("actor", obs, self.net.generate("actor"))
+        inputs = self.net.action_inputs(obs, self.net.generate("actor"))
         return {Columns.ACTION_DIST_INPUTS: inputs.transpose(0, 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
@@ -48,3 +51,11 @@ class HyperModule(TorchRLModule, ValueFunctionAPI):
         with torch.no_grad():
             for mine, theirs in zip(self.state_dict().values(), other.state_dict().values(), strict=True):
                 mine.copy_(theirs, non_blocking=True)
+
+
+def draw(spec: ModelSpec, seed: int | None) -> TeamNet:
+    """Fresh networks. Args: seed: of the parameters, beside the global stream; None: drawn from that."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return TeamNet(spec)

@@ -33,7 +33,7 @@ _HINTS = {
     "_model_config": "networks are set in the group hypermarl",
     "_rl_module_spec": "the module is HyperMARL's own; its networks are set in the group hypermarl",
     "observation_filter": "observations reach the networks as the environment gives them",
-    "policies_to_train": "generated weights cannot be frozen this way: they move with the shared hypernetwork",
+    "policies_to_train": "generated weights move with the hypernetwork that all share; freeze with hypermarl.frozen",
     "explore": "training always samples; evaluation is greedy, or set evaluation_config={'explore': True}",
 }
 
@@ -128,6 +128,16 @@ def check_values(config: HyperMARLConfig) -> None:
             fail(f"training.{key}", getattr(config, key), "expected a number from 0 to 1")
     if isinstance(config.torch_threads, int) and config.torch_threads < 1:
         fail("run.torch_threads", config.torch_threads, "expected auto or a positive number")
+    if config.init_from is None and config.init_like is not None:
+        fail("hypermarl.init_like", config.init_like, "it names policies of init_from, which is not set")
+    if not config.init_heads or len(set(config.init_heads)) < len(config.init_heads):
+        fail("hypermarl.init_heads", list(config.init_heads), "expected actor, critic or both")
+    if config.init_from is None and set(config.init_heads) != {"actor", "critic"}:
+        fail("hypermarl.init_heads", list(config.init_heads), "it names networks of init_from, which is not set")
+    if config.trainable == "contexts" and len(config.init_heads) < 2:
+        fail("hypermarl.trainable", config.trainable, "what init_heads leaves out would stay as it was drawn")
+    if len(set(config.frozen)) < len(config.frozen):
+        fail("hypermarl.frozen", list(config.frozen), "a policy is named twice")
     config.torch_device()
     for group, key in (("env_runners", "num_env_runners"), ("learners", "num_learners")):
         if getattr(config, key) < 0:

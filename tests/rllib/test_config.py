@@ -53,6 +53,7 @@ def test_every_honoured_key_reads_back_from_yaml(tmp_path):
     config = fluent().training(lr=1e-7, gamma=0.9, grad_clip=None, shuffle_batch_per_epoch=False)
     config.hypermarl(sharing="none", critic_sharing="full_id", context="one_hot", init="paper", clip_value_loss=None)
     config.hypermarl(critic="central", log_std="generated", action_bound="tanh")
+    config.hypermarl(init_from="runs/old", init_like={"agent_3": "agent_0"}, init_heads=["actor"], frozen=("agent_1",))
     config.evaluation(evaluation_interval=3, evaluation_duration=7, evaluation_config={"explore": True})
     config.reporting(min_time_s_per_iteration=2.0).resources(num_cpus_for_main_process=2)
     config.multi_agent(policies={"scouts": ["agent_0", "agent_1"], "*": "own"}).run(seed=None)
@@ -162,6 +163,9 @@ def test_unknown_keys_and_broken_overrides_are_named(override, words):
         ("hypermarl.sharing=some", "hypermarl.sharing is 'some'"),
         ("hypermarl.critic=mine", "hypermarl.critic is 'mine'"),
         ("hypermarl.actor_hidden=64", "hypermarl.actor_hidden is 64"),
+        ("hypermarl.trainable=heads", "hypermarl.trainable is 'heads'"),
+        ("hypermarl.frozen=agent_0", "hypermarl.frozen is 'agent_0'"),
+        ("hypermarl.init_like=[agent_0]", "hypermarl.init_like is ['agent_0']"),
         ("hypermarl.init=random", "hypermarl.init is 'random'"),
         ("env_runners.rollout_fragment_length=long", "rollout_fragment_length"),
         ("run.seed=first", "run.seed is 'first'"),
@@ -201,6 +205,14 @@ def test_wrong_types_are_named(override, key):
         ("learners.num_learners=-1", "learners.num_learners is -1"),
         ("hypermarl.actor_hidden=[16, 0]", "hypermarl.actor_hidden is [16, 0]"),
         ("hypermarl.embedding_dim=0", "hypermarl.embedding_dim is 0"),
+        ("hypermarl.init_like={agent_1: agent_0}", "it names policies of init_from, which is not set"),
+        ("hypermarl.init_heads=[actor]", "it names networks of init_from, which is not set"),
+        (
+            "hypermarl={init_from: runs/old, init_heads: []}",
+            "hypermarl.init_heads is []: expected actor, critic or both",
+        ),
+        ("hypermarl={init_from: a, init_heads: [actor], trainable: contexts}", "would stay as it was drawn"),
+        ("hypermarl.frozen=[agent_1, agent_1]", "a policy is named twice"),
         ("evaluation.evaluation_interval=0", "evaluation.evaluation_interval is 0"),
         ("evaluation.evaluation_duration=0", "evaluation.evaluation_duration is 0"),
         ("evaluation.evaluation_config={gamma: 0.5}", "only the key explore is supported"),
