@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import ray
@@ -28,21 +29,24 @@ def check_resources(config: HyperMARLConfig) -> None:
     Raises:
         ConfigError: names what is asked for and what there is.
     """
-    per_learner = config.num_cpus_per_learner
-    if per_learner == "auto":
-        per_learner = 0 if config.num_gpus_per_learner > 0 else 1
-    asked = {
-        "CPU": config.num_env_runners * config.num_cpus_per_env_runner + config.num_learners * per_learner,
-        "GPU": config.num_env_runners * config.num_gpus_per_env_runner
-        + config.num_learners * config.num_gpus_per_learner,
-    }
-    if not any(asked.values()) or ray.util.get_current_placement_group() is not None:
+    if not config.num_env_runners + config.num_learners or ray.util.get_current_placement_group() is not None:
         return
+    cpus = config.num_cpus_per_learner
+    if cpus == "auto":  # as RLlib reads it
+        cpus = 0 if config.num_gpus_per_learner > 0 else 1
+    runner = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
+    learner = {"CPU": cpus, "GPU": config.num_gpus_per_learner}
+    asked: Counter[str] = Counter()
+    for number, each, custom in (
+        (config.num_env_runners, runner, config.custom_resources_per_env_runner),
+        (config.num_learners, learner, config.custom_resources_per_learner),
+    ):
+        asked.update({kind: number * amount for kind, amount in {**each, **(custom or {})}.items()})
     there = ray.cluster_resources()
     for kind, number in asked.items():
         if number > there.get(kind, 0):
             raise ConfigError(
-                f"{config.num_env_runners} env runners and {config.num_learners} learners need {number:g} {kind}s, the "
+                f"{config.num_env_runners} env runners and {config.num_learners} learners need {number:g} {kind}, the "
                 f"cluster has {there.get(kind, 0):g}: lower env_runners.num_env_runners or learners.num_learners "
                 "(0: in this process), or what each of them takes"
             )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
-from rllib_hypermarl import HyperMARLConfig
+from rllib_hypermarl import HyperMARL, HyperMARLConfig
 from rllib_hypermarl.errors import ConfigError, EnvError
 from tests.helpers import STEPS, comparable, game, same, weights
 
@@ -143,9 +143,73 @@ def test_a_seed_is_a_run_and_another_seed_is_another():
     assert first[0]["learners"]["hyper"]["policy_loss"] != other[0]["learners"]["hyper"]["policy_loss"]
 
 
-def test_reporting_s_minimum_makes_an_iteration_of_several_rollouts():
-    (row,) = results(build("reporting.min_sample_timesteps_per_iteration=300"), 1)
+@pytest.mark.parametrize("of", ["sample", "train"])
+def test_reporting_s_minimum_makes_an_iteration_of_several_rollouts(of):
+    (row,) = results(build(f"reporting.min_{of}_timesteps_per_iteration=300"), 1)
     assert row["num_env_steps_sampled_lifetime"] == 3 * STEPS
+
+
+def test_reporting_s_minimum_of_seconds_holds():
+    algo = build("reporting.min_time_s_per_iteration=0.5")
+    row = algo.train()
+    algo.stop()
+    assert row["time_this_iter_s"] >= 0.5 and row["num_env_steps_sampled_lifetime"] > STEPS
+
+
+def test_returns_are_of_the_last_episodes_as_many_as_asked_for():
+    """16 episodes end in the first rollout, all at once: the mean over one of them is one of their returns."""
+    algo = build("reporting.metrics_num_episodes_for_smoothing=1")
+    (row,) = results(algo, 1)
+    runners = row["env_runners"]
+    assert runners["episode_return_min"] == runners["episode_return_mean"] == runners["episode_return_max"]
+    (of_all,) = results(build("reporting.metrics_num_episodes_for_smoothing=16"), 1)
+    assert of_all["env_runners"]["episode_return_min"] < of_all["env_runners"]["episode_return_max"]
+
+
+def test_threads_are_those_that_the_key_names():
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            build(f"run.torch_threads={threads}").stop()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_trial_asks_for_what_the_resource_keys_say():
+    config = HyperMARLConfig.from_groups(
+        game(
+            "resources.num_cpus_for_main_process=3", "resources.custom_resources_for_main_process={big: 1}",
+            "resources.placement_strategy=SPREAD", "env_runners.num_env_runners=2",
+            "env_runners.num_cpus_per_env_runner=4", "training.train_batch_size_per_learner=256",
+        )
+    )  # fmt: skip
+    request = HyperMARL.default_resource_request(config)
+    assert request.bundles[0] == {"CPU": 3, "big": 1}
+    assert [bundle["CPU"] for bundle in request.bundles[1:]] == [4, 4]
+    assert request.strategy == "SPREAD"
+
+
+def test_actors_follow_rllib_s_gpu_keys():
+    config = HyperMARLConfig.from_groups(game())
+    assert config.torch_device(gpus=0).type == "cpu"
+    assert config.torch_device(gpus=0.5).type == "cuda"
+    assert config.torch_device() == torch.device("cpu")  # run.device
+
+
+def test_rllib_reads_what_we_hand_on_of_fault_tolerance(monkeypatch):
+    algo = build(
+        "fault_tolerance.max_num_env_runner_restarts=7", "fault_tolerance.env_runner_health_probe_timeout_s=3",
+        "fault_tolerance.env_runner_restore_timeout_s=4",
+    )  # fmt: skip
+    group, asked = algo.env_runner_group, []
+    assert group._remote_args["max_restarts"] == 7
+    monkeypatch.setattr(group._worker_manager, "probe_unhealthy_actors", lambda **kwargs: asked.append(kwargs) or [1])
+    monkeypatch.setattr(group, "foreach_env_runner", lambda **kwargs: asked.append(kwargs))
+    algo.restore_env_runners(group)
+    monkeypatch.undo()
+    algo.stop()
+    assert [kwargs["timeout_seconds"] for kwargs in asked] == [3, 4]
 
 
 class Counting(RLlibCallback):

@@ -23,7 +23,8 @@ SLOW = ("env=tests.faulty_envs:SlowEnv", "env_config={seconds: 0.05, later: 0.05
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     assert not ray.is_initialized()
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    own = {"simulator": 2, "trainer": 2}
+    ray.init(num_cpus=4, resources=own, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
     yield
     ray.shutdown()
@@ -166,11 +167,23 @@ def test_an_env_that_cannot_be_made_is_an_error_of_the_build(build):
 
 def test_a_build_that_needs_more_than_the_cluster_has_says_so_at_once(build):
     started = time.monotonic()
-    with pytest.raises(ConfigError, match="2 env runners and 1 learners need 5 CPUs, the cluster has 4"):
+    with pytest.raises(ConfigError, match="2 env runners and 1 learners need 5 CPU, the cluster has 4"):
         build(*TWO, "learners.num_learners=1", "env_runners.num_cpus_per_env_runner=2")
-    with pytest.raises(ConfigError, match="need 2 GPUs, the cluster has 0"):
+    with pytest.raises(ConfigError, match="need 2 GPU, the cluster has 0"):
         build(*TWO, "env_runners.num_gpus_per_env_runner=1")
+    with pytest.raises(ConfigError, match="need 2 arm, the cluster has 0"):
+        build(*TWO, "env_runners.custom_resources_per_env_runner={arm: 1}")
     assert time.monotonic() - started < 5
+
+
+def test_actors_take_the_resources_that_their_keys_name(build):
+    free = ray.available_resources()
+    build(
+        *TWO, "env_runners.custom_resources_per_env_runner={simulator: 1}", "learners.num_learners=1",
+        "learners.num_cpus_per_learner=0.5", "learners.custom_resources_per_learner={trainer: 2}",
+    )  # fmt: skip
+    for kind, number in {"CPU": 2.5, "simulator": 2, "trainer": 2}.items():
+        assert free[kind] - ray.available_resources().get(kind, 0) == number
 
 
 def test_a_learner_that_is_killed_ends_the_run_with_the_reason(build):
