@@ -149,3 +149,40 @@ def test_a_frozen_config_stays_frozen_in_the_algorithm(algo):
 
 def test_an_env_runner_s_metrics_reach_the_result_under_env_runners(algo):
     assert algo.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime")) == STEPS
+
+
+def test_torch_does_not_count_what_a_fused_optimiser_changes():
+    """Were it to, `TeamModule` could keep generated weights in a learner too."""
+    counted = {}
+    for fused in (True, False):
+        parameter = torch.nn.Parameter(torch.ones(3))
+        parameter.grad = torch.ones(3)
+        torch.optim.Adam([parameter], fused=fused).step()
+        assert (parameter < 1).all()
+        counted[fused] = parameter._version
+    assert counted == {True: 0, False: 1}
+
+
+def test_rllib_restores_numbers_in_single_precision():
+    from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+    assert convert_to_torch_tensor({"count": np.float64(3.0)})["count"].dtype == torch.float32
+
+
+def test_an_actor_that_raises_is_given_up_which_is_why_ours_answer_with_their_errors():
+    from ray.rllib.utils.actor_manager import FaultAwareApply
+
+    actor = FaultAwareApply()
+    actor.config = HyperMARLConfig().fault_tolerance(restart_failed_env_runners=False)
+    with pytest.raises(SystemExit):
+        actor.apply(lambda _: 1 / 0)
+
+
+def test_an_empty_list_of_runners_means_all_of_them_which_is_why_we_never_ask_with_one(monkeypatch):
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+    asked = []
+    manager = FaultTolerantActorManager(["one", "two"], init_id=1)
+    monkeypatch.setattr(manager, "_call_actors", lambda **kwargs: asked.extend(kwargs["remote_actor_ids"]) or [])
+    manager.foreach_actor_async("sample", remote_actor_ids=[])
+    assert asked == [1, 2]
