@@ -5,16 +5,15 @@ import logging
 import pytest
 import torch
 
+from tests.helpers import private_ray
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """A private Ray that all tests of a session share; everything it started is gone at the end."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    for name in ("ray.rllib.algorithms", "ray.rllib.core", "ray.rllib.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    yield
-    ray.shutdown()
+    """The Ray that all tests of a session share (system tests: those of a file)."""
+    with private_ray(num_cpus=2):
+        for name in ("ray.rllib.algorithms", "ray.rllib.core", "ray.rllib.utils"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield

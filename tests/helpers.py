@@ -1,5 +1,7 @@
 """What several tests share: a small game, the part of a result that must repeat, and real processes."""
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import ray
 import torch
 import yaml
 
@@ -25,6 +28,15 @@ GAME = {
     "run": {"stop_env_steps": 384, "torch_threads": 1, "device": "cpu"},
 }
 STEPS = 128  # env steps of one iteration of it
+
+
+@contextlib.contextmanager
+def private_ray(**options):
+    """A Ray of these tests' own; everything it started is gone at the end."""
+    assert not ray.is_initialized(), "another test's Ray runs: run system tests by themselves, with `make test-system`"
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+    yield
+    ray.shutdown()
 
 
 def game(*overrides):

@@ -1,16 +1,14 @@
 """A team that changes where env runners and learners are processes of their own, also after one was killed."""
 
-import logging
 import os
 import signal
 
 import pytest
-import ray
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl.rllib import checkpoints
-from tests.helpers import STEPS, assert_equal, game, parameters
+from tests.helpers import STEPS, assert_equal, game, parameters, private_ray
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 REMOTE = (
@@ -21,11 +19,8 @@ REMOTE = (
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    assert not ray.is_initialized()
-    ray.init(num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
-    yield
-    ray.shutdown()
+    with private_ray(num_cpus=5):
+        yield
 
 
 def build(*overrides):
