@@ -1,9 +1,10 @@
-"""CPUs: how many this process was granted, and whether a cluster has as many as a config asks for."""
+"""What actors take, and whether a cluster has as much: Ray would wait for it for ever, silently."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import ray
@@ -13,6 +14,9 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .config import HyperMARLConfig
 
+Bundle = Mapping[str, float]
+"""Resource -> amount that one actor takes."""
+
 
 def granted_cpus() -> int:
     """CPUs of this process: what Ray granted to an actor (at least one), else what the system lets it use."""
@@ -21,32 +25,49 @@ def granted_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def actor_bundles(config: HyperMARLConfig) -> list[Bundle]:
+    """What each env runner and each learner of a run takes."""
+    cpus = config.num_cpus_per_learner
+    if cpus == "auto":  # as RLlib reads it
+        cpus = 0 if config.num_gpus_per_learner > 0 else 1
+    runner = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
+    learner = {"CPU": cpus, "GPU": config.num_gpus_per_learner}
+    runner |= config.custom_resources_per_env_runner or {}
+    learner |= config.custom_resources_per_learner or {}
+    return [runner] * config.num_env_runners + [learner] * config.num_learners
+
+
 def check_resources(config: HyperMARLConfig) -> None:
-    """Refuses a config whose actors the cluster could never start: RLlib would wait for them for ever, silently.
+    """Refuses a config whose actors the cluster could never start.
 
     Inside a placement group (a Tune trial's), Ray has reserved what is needed already.
 
     Raises:
         ConfigError: names what is asked for and what there is.
     """
-    if not config.num_env_runners + config.num_learners or ray.util.get_current_placement_group() is not None:
-        return
-    cpus = config.num_cpus_per_learner
-    if cpus == "auto":  # as RLlib reads it
-        cpus = 0 if config.num_gpus_per_learner > 0 else 1
-    runner = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
-    learner = {"CPU": cpus, "GPU": config.num_gpus_per_learner}
+    if ray.util.get_current_placement_group() is None:
+        check_bundles(
+            actor_bundles(config),
+            f"{config.num_env_runners} env runners and {config.num_learners} learners",
+            "lower env_runners.num_env_runners or learners.num_learners (0: in this process), or what each of them takes",
+        )
+
+
+def check_bundles(bundles: Sequence[Bundle], who: str, advice: str) -> None:
+    """Refuses bundles that the cluster's nodes could not hold even if they were idle.
+
+    Raises:
+        ConfigError: names what is asked for and what there is.
+    """
     asked: Counter[str] = Counter()
-    for number, each, custom in (
-        (config.num_env_runners, runner, config.custom_resources_per_env_runner),
-        (config.num_learners, learner, config.custom_resources_per_learner),
-    ):
-        asked.update({kind: number * amount for kind, amount in {**each, **(custom or {})}.items()})
+    for bundle in bundles:
+        asked.update(bundle)
     there = ray.cluster_resources()
     for kind, number in asked.items():
         if number > there.get(kind, 0):
-            raise ConfigError(
-                f"{config.num_env_runners} env runners and {config.num_learners} learners need {number:g} {kind}, the "
-                f"cluster has {there.get(kind, 0):g}: lower env_runners.num_env_runners or learners.num_learners "
-                "(0: in this process), or what each of them takes"
-            )
+            raise ConfigError(f"{who} need {number:g} {kind}, the cluster has {there.get(kind, 0):g}: {advice}")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in bundles:
+        if not any(all(node.get(kind, 0) >= number for kind, number in bundle.items()) for node in nodes):
+            needs = ", ".join(f"{number:g} {kind}" for kind, number in bundle.items() if number)
+            raise ConfigError(f"{who}: one of them needs {needs} on one node, and no node has that: {advice}")

@@ -30,7 +30,7 @@ class RunDir:
 
     def __init__(self, path: Path, iteration: int = 0):
         self.path = path
-        self._rows = [row for row in self.read() if row["training_iteration"] <= iteration]
+        self.rows = [row for row in self.read() if row["training_iteration"] <= iteration]
         self._columns: list[str] = []
         self._rewrite()
         purge = iteration + 1 if iteration else None
@@ -54,7 +54,7 @@ class RunDir:
         row = _measured({key: value for key, value in result.items() if key != "config"})
         with (self.path / "result.json").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, cls=SafeFallbackEncoder) + "\n")
-        self._rows.append(row)
+        self.rows.append(row)
         flat = flatten_dict(row, delimiter="/")
         if set(flat) <= set(self._columns):
             with (self.path / "progress.csv").open("a", encoding="utf-8", newline="") as file:
@@ -80,13 +80,13 @@ class RunDir:
         self._events.close()
 
     def _rewrite(self) -> None:
-        if self._rows or (self.path / "result.json").exists():
-            lines = "".join(json.dumps(row) + "\n" for row in self._rows)
+        if self.rows or (self.path / "result.json").exists():
+            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
             _replace(self.path / "result.json", lines)
             self._write_csv()
 
     def _write_csv(self) -> None:
-        flat = [flatten_dict(row, delimiter="/") for row in self._rows]
+        flat = [flatten_dict(row, delimiter="/") for row in self.rows]
         self._columns = list(dict.fromkeys(key for row in flat for key in row))
         aside = self.path / ".progress.csv"
         with aside.open("w", encoding="utf-8", newline="") as file:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,6 +65,40 @@ class StopSignals:
             raise StoppedBySignal(self.received)
 
 
+class TrainingRun:
+    """An algorithm and the directory that its results and checkpoints go to.
+
+    Args:
+        run_dir: results are appended there; rows newer than the algorithm's iteration are dropped.
+        checkpoint_seconds: the longest a finished iteration stays unsaved.
+    """
+
+    def __init__(self, algo: HyperMARL, run_dir: Path, checkpoint_seconds: float):
+        self.algo, self.path = algo, run_dir
+        self.files = RunDir(run_dir, algo.iteration)
+        self._checkpoint_seconds = checkpoint_seconds
+        self._saved = time.monotonic()
+
+    def iterate(self, guard: AbstractContextManager[Any] | None = None) -> dict[str, Any]:
+        """Trains for one iteration, inside `guard`; logs the result, and saves if it is time."""
+        started = time.monotonic()
+        with guard or contextlib.nullcontext():
+            result = self.algo.train()
+        self.files.append(result)
+        now = time.monotonic()
+        if now - self._saved >= self._checkpoint_seconds or now - started >= GRACE_SECONDS:
+            self.save()
+        return result
+
+    def save(self) -> Path:
+        """Saves the last finished iteration, unless it has been."""
+        self._saved = time.monotonic()
+        return checkpoints.save(self.algo, self.path)
+
+    def close(self) -> None:
+        self.files.close()
+
+
 def train(
     algo: HyperMARL,
     run_dir: Path,
@@ -75,26 +110,16 @@ def train(
     """Trains until `stop_env_steps`, from wherever the algorithm stands.
 
     Args:
-        run_dir: results are appended there; rows newer than the algorithm's iteration are dropped.
-        checkpoint_seconds: the longest a finished iteration stays unsaved.
+        run_dir, checkpoint_seconds: see `TrainingRun`.
         on_result: called with each iteration's result.
 
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; a checkpoint is on disk.
     """
-    files = RunDir(run_dir, algo.iteration)
-    saved = time.monotonic()
-    with StopSignals().installed() as signals, contextlib.closing(files):
+    run = TrainingRun(algo, run_dir, checkpoint_seconds)
+    with StopSignals().installed() as signals, contextlib.closing(run):
         while algo.env_steps < stop_env_steps and signals.received is None:
-            started = time.monotonic()
-            with signals.iteration():
-                result = algo.train()
-            files.append(result)
-            on_result(result)
-            now = time.monotonic()
-            if now - saved >= checkpoint_seconds or now - started >= GRACE_SECONDS:
-                checkpoints.save(algo, run_dir)
-                saved = now
-        checkpoints.save(algo, run_dir)
+            on_result(run.iterate(signals.iteration()))
+        run.save()
         if signals.received is not None:
             raise StoppedBySignal(signals.received)

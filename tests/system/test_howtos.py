@@ -6,10 +6,10 @@ import pytest
 
 from tests.helpers import ROOT
 
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(300)]
 PAGES = sorted((ROOT / "docs").glob("howto-*.md"))
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_page_s_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
