@@ -49,6 +49,19 @@ def train(config: Path, overrides: tuple[str, ...], out: Path | None, seed: int 
 
 
 @app.command()
+@_CONFIG
+@_OVERRIDES
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the sweep; default runs/NAME-TIME.")
+def tune(config: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Search for a better config; with --out of the same sweep, go on with it. tune.key=value changes its settings."""
+    from ..tuning.spec import Sweep
+    from .tuning import start_sweep
+
+    sweep = Sweep.from_yaml(config, overrides)
+    start_sweep(sweep, out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+@app.command()
 @_RUN_DIR
 @click.option("--stop-env-steps", type=click.IntRange(min=1), help="Train on to this number of env steps.")
 def resume(run_dir: Path, stop_env_steps: int | None) -> None:

@@ -49,7 +49,7 @@ def check_resources(config: HyperMARLConfig) -> None:
         check_bundles(
             actor_bundles(config),
             f"{config.num_env_runners} env runners and {config.num_learners} learners",
-            "lower env_runners.num_env_runners or learners.num_learners (0: in this process), or what each of them takes",
+            "lower env_runners.num_env_runners or learners.num_learners (0: in this process), or what each takes",
         )
 
 

@@ -1,0 +1,89 @@
+"""`tune`: progress on the terminal around a sweep."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from ..errors import StoppedBySignal
+from ..tuning.results import rank, short, table
+from ..tuning.spec import Sweep
+from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE
+from ..tuning.sweep import only_driver, prepare, run_sweep
+from .ray_session import ray_session
+
+_LINE_SECONDS = 10.0
+
+
+def start_sweep(sweep: Sweep, directory: Path) -> None:
+    """Runs a sweep, or goes on with it, and prints the ranking."""
+    prepare(sweep, directory)
+    # Ours ends the sweep on SIGINT as on SIGTERM; Tune would put its own in place of it.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be turned off
+    with only_driver(directory), ray_session():
+        try:
+            study = run_sweep(sweep, directory, SweepReport(sweep))
+        except StoppedBySignal as stopped:
+            print(f"{stopped}; the same command goes on with the sweep in {directory}", file=sys.stderr)
+            raise
+    rows = rank(sweep, study)
+    console = Console()
+    console.print(table(rows), width=None if console.is_terminal else 140)
+    command = "python -m rllib_hypermarl"
+    print(f"the sweep is in {directory}; its page is {directory / 'index.html'}")
+    if (directory / "best.yaml").exists():
+        print(f"  train the best: {command} train {directory / 'best.yaml'}")
+        print(f"  evaluate it:    {command} evaluate {directory / 'best'} --episodes 200")
+
+
+class SweepReport(tune.Callback):
+    """A line per finished candidate, and one every ten seconds while they train."""
+
+    def __init__(self, sweep: Sweep):
+        self._console = Console(stderr=True)
+        self._stop = sweep.base["run"]["stop_env_steps"]
+        self._sign = 1 if sweep.settings.mode == "max" else -1
+        self._best = -math.inf
+        self._last_line = time.monotonic()
+        self._newest: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its callbacks down; a terminal cannot be
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._newest[trial.trial_id] = result
+        if time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            running = [f"{r['config']['candidate']:04d} at {r[ENV_STEPS]:,}" for r in self._newest.values()]
+            self._say(f"{len(running)} running ({', '.join(running)} of {self._stop:,} env steps)")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = self._newest.pop(trial.trial_id, trial.last_result)
+        value, number = result.get(OBJECTIVE, math.nan), trial.config["candidate"]
+        if ERROR in result or math.isnan(value):
+            self._say(f"candidate {number:04d} failed: {result.get(ERROR, 'no value')}")
+            return
+        pruned = result[ENV_STEPS] < self._stop
+        if not pruned:
+            self._best = max(self._best, self._sign * value)
+        best = "" if math.isinf(self._best) else f", best {self._sign * self._best:.4g}"
+        how = f"pruned at {result[ENV_STEPS]:,} env steps with" if pruned else "done:"
+        params = ", ".join(f"{key}={short(item)}" for key, item in trial.config["params"].items())
+        self._say(f"candidate {number:04d} {how} {value:.4g} ({params}){best}")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._newest.pop(trial.trial_id, None)
+        error = trial.get_error()
+        text = " ".join(str(getattr(error, "cause", None) or error).split())[:200]
+        self._say(f"candidate {trial.config['candidate']:04d} failed: {text}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False)

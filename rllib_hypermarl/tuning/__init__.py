@@ -1,0 +1,1 @@
+"""Sweeps: candidates that Optuna proposes, Ray Tune trains, and several seeds judge."""

@@ -1,0 +1,163 @@
+"""One candidate of a sweep: the same config under every seed, trained side by side in one Tune trial."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from scipy.stats import trim_mean
+
+from ..errors import HyperMARLError
+from ..rllib import checkpoints
+from ..rllib.config import HyperMARLConfig
+from ..rllib.resources import actor_bundles
+from ..rllib.run_dir import RunDir
+from ..rllib.train import TrainingRun
+from .spec import with_params
+from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES
+
+STEP_SECONDS = 1.0
+
+
+class Candidate(tune.Trainable):
+    """Trains one run per seed and reports the aggregate of their values.
+
+    Each seed's run is an ordinary run directory, `DIRECTORY/seed_N`; a candidate that is started again goes on from
+    the checkpoints it finds there. All runs advance together, so that pruning compares equal numbers of env steps.
+
+    Config (`sweep.py` makes it):
+        directory: of all candidates; `candidate`: this one's number.
+        config: groups of the base config; `params`: what this candidate has otherwise.
+        seeds, metric, aggregate, cpus_per_trial, gpus_per_trial: as in `Settings`.
+        report_iterations: iterations of each run between two results.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._runs: list[TrainingRun] = []
+        self._error: str | None = None
+        self._stop: int = config["config"]["run"]["stop_env_steps"]
+        self._result: dict[str, Any] = {ENV_STEPS: 0, SEED_VALUES: [], OBJECTIVE: math.nan}
+        try:
+            self._runs = [self._open(seed) for seed in config["seeds"]]
+        except HyperMARLError as error:  # a config that cannot be; nothing that a new attempt would change
+            self._error = str(error)
+            return
+        every = config["report_iterations"]
+        self._next_report = (self._last().algo.iteration // every + 1) * every
+
+    def _open(self, seed: int) -> TrainingRun:
+        path = Path(self.config["directory"]) / f"{self.config['candidate']:04d}" / f"seed_{seed}"
+        config = HyperMARLConfig.from_groups(with_params(self.config["config"], self.config[PARAMS])).run(seed=seed)
+        if checkpoints.list_checkpoints(path):
+            algo = checkpoints.load(checkpoints.find(path))
+        else:
+            config.validate()
+            RunDir.create(path, config)
+            algo = config.build_algo()
+        return TrainingRun(algo, path, config.checkpoint_seconds)
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next report, or for a second: who waits for a trial to stop waits no longer than that."""
+        if self._error is not None:
+            return {OBJECTIVE: math.nan, ENV_STEPS: 0, SEED_VALUES: [], ERROR: self._error, "done": True}
+        started = time.monotonic()
+        while not self._is_due() and time.monotonic() - started < STEP_SECONDS:
+            self._last().iterate()
+        if self._is_due():
+            self._report()
+        return self._result
+
+    def _last(self) -> TrainingRun:
+        """The run that the others wait for."""
+        return min(self._runs, key=lambda run: run.algo.iteration)
+
+    def _is_due(self) -> bool:
+        """Whether all runs are at the end, or as far as the next report."""
+        algo = self._last().algo
+        return algo.env_steps >= self._stop or algo.iteration >= self._next_report
+
+    def _report(self) -> None:
+        metric = self.config["metric"]
+        env_steps = self._last().algo.env_steps
+        done = env_steps >= self._stop
+        if done:
+            self._save()
+        self._next_report += self.config["report_iterations"]
+        values = [newest(run.files.rows, metric) for run in self._runs]
+        self._result = {ENV_STEPS: env_steps, SEED_VALUES: values, "done": done}
+        if None in values:
+            found = ", ".join(sorted(_numbers(self._runs[values.index(None)].files.rows[-1])))
+            self._result |= {
+                OBJECTIVE: math.nan,
+                "done": True,
+                FATAL: f"tune.metric: there is no {metric!r}, but {found}",
+            }
+        else:
+            self._result[OBJECTIVE] = aggregate(values, self.config["aggregate"])
+
+    def _save(self) -> None:
+        for run in self._runs:
+            run.save()
+
+    def cleanup(self) -> None:
+        for run in self._runs:
+            run.save()
+            run.close()
+            run.algo.stop()
+
+    # ------------------------------------------------------------------------- what population based training needs
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        for run in self._runs:
+            shutil.copytree(run.save(), Path(checkpoint_dir) / run.path.name)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Takes over another candidate's networks, optimisers and counters; the config stays this one's."""
+        for run in self._runs:
+            run.algo.restore_from_path(Path(checkpoint_dir) / run.path.name)
+
+    @classmethod
+    def default_resource_request(cls, config: Mapping[str, Any]) -> PlacementGroupFactory:
+        """One bundle for all runs that are in the trial's process, and one per env runner and learner of each."""
+        return PlacementGroupFactory(candidate_bundles(config))
+
+
+def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
+    """What a candidate takes: its own process, then the env runners and learners of each seed's run."""
+    run = HyperMARLConfig.from_groups(with_params(config["config"], config.get(PARAMS, {})))
+    main = {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]}
+    actors = actor_bundles(run) * len(config["seeds"])
+    return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
+
+
+def newest(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The last value that a run's rows have of a metric `group/key`."""
+    for row in reversed(rows):
+        value: Any = row
+        for part in metric.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float):
+            return float(value)
+    return None
+
+
+def aggregate(values: Sequence[float], how: str) -> float:
+    """Mean, or interquartile mean (rliable's: without the quarters at both ends, rounded down)."""
+    return float(np.mean(values) if how == "mean" else trim_mean(values, proportiontocut=0.25))
+
+
+def _numbers(row: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            keys += _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            keys.append(f"{prefix}{key}")
+    return keys

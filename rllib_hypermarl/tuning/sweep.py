@@ -1,0 +1,200 @@
+"""The driver of a sweep: Optuna proposes, Tune runs the trials, the study remembers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.search.sample import Domain
+
+from ..errors import ConfigError, StoppedBySignal
+from ..rllib.resources import check_bundles
+from .candidate import Candidate, candidate_bundles
+from .results import write_results
+from .spec import Dimension, Sweep
+from .study import ENV_STEPS, ERROR, FATAL, PARAMS, StudyPruner, StudySearch, candidates, open_study, requeue
+
+SWEEP_FILE = "sweep.yaml"
+
+
+class Stopping(tune.Stopper):
+    """Ends a session of a sweep early: a signal, the time budget, or an error that every candidate would meet.
+
+    Trials that are stopped so stay unfinished, and go on in the sweep's next session.
+    """
+
+    def __init__(self, seconds: float | None):
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.received: int | None = None
+        self.error: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.error = self.error or result.get(FATAL)
+        return False
+
+    def stop_all(self) -> bool:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return late or self.received is not None or self.error is not None
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Between these, SIGINT and SIGTERM end the session."""
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            self.received = self.received or signum
+
+        # Tune puts its own handler for SIGINT in place of ours unless it is told not to.
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def prepare(sweep: Sweep, directory: Path) -> None:
+    """Makes the sweep's directory, or finds that it holds this sweep.
+
+    Raises:
+        ConfigError: it holds something else, or cannot be written.
+    """
+    file = directory / SWEEP_FILE
+    if file.exists():
+        sweep.check_same(file)
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} is not empty and holds no sweep; choose another --out")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        sweep.to_yaml(file)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def only_driver(directory: Path) -> Iterator[None]:
+    """Raises: ConfigError: another process works on this sweep."""
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{directory}: another process works on this sweep") from error
+        yield
+
+
+def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.Study:
+    """Runs a sweep, or what is left of it, inside a Ray session.
+
+    Args:
+        directory: of the sweep, see `prepare`.
+        report: told of results as they come.
+
+    Raises:
+        ConfigError: the cluster could never run a candidate, or no candidate can work.
+        StoppedBySignal: SIGINT or SIGTERM came; the same command goes on from there.
+    """
+    settings = sweep.settings
+    directory = directory.absolute()
+    constant = {
+        "config": sweep.base,
+        "directory": str(directory / "candidates"),
+        "seeds": list(settings.seeds),
+        "metric": settings.metric,
+        "aggregate": settings.aggregate,
+        "report_iterations": settings.report_iterations or sweep.base["evaluation"]["evaluation_interval"] or 10,
+        "cpus_per_trial": settings.cpus_per_trial,
+        "gpus_per_trial": settings.gpus_per_trial,
+    }
+    check_bundles(
+        candidate_bundles(constant), "a candidate's processes", "lower tune.cpus_per_trial, or what env runners take"
+    )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = open_study(sweep, directory)
+    design = sweep.design()
+    budget = len(design) if design is not None else settings.candidates
+    search = StudySearch(sweep, study, budget)
+    stopping = Stopping(settings.seconds)
+    tuner = tune.Tuner(
+        Candidate,
+        param_space=constant,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=_scheduler(sweep, search),
+            num_samples=-1,
+            max_concurrent_trials=settings.max_concurrent,
+            trial_dirname_creator=lambda trial: f"candidate_{trial.config['candidate']:04d}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"session_{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(directory / "tune"),
+            stop=stopping,
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            callbacks=[report, *_loggers(settings.loggers)],
+            verbose=0,
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        with stopping.on_signals():
+            tuner.fit()
+    finally:
+        requeue(study)
+        write_results(sweep, study, directory)
+    if stopping.error:
+        raise ConfigError(stopping.error)
+    if stopping.received:
+        raise StoppedBySignal(stopping.received)
+    begun = candidates(study).values()
+    if begun and all(trial.state == TrialState.FAIL for trial in begun):
+        raise ConfigError(f"no candidate can work: {next(iter(begun)).user_attrs.get(ERROR, 'see the errors above')}")
+    return study
+
+
+def _scheduler(sweep: Sweep, search: StudySearch) -> tune.schedulers.TrialScheduler:
+    settings, stop = sweep.settings, sweep.base["run"]["stop_env_steps"]
+    if settings.scheduler == "asha":
+        return StudyPruner(search)
+    if settings.scheduler == "pbt":
+        return tune.schedulers.PopulationBasedTraining(
+            time_attr=ENV_STEPS,
+            metric="objective",
+            mode=settings.mode,
+            perturbation_interval=settings.perturbation_env_steps or max(1, stop // 8),
+            hyperparam_mutations={PARAMS: {d.key: _domain(d) for d in sweep.search}},
+            synch=False,
+        )
+    return tune.schedulers.FIFOScheduler()
+
+
+def _domain(dimension: Dimension) -> Domain:
+    """The dimension for Tune's PBT."""
+    if dimension.kind == "choice":
+        return tune.choice(dimension.values)
+    return (tune.loguniform if dimension.kind == "loguniform" else tune.uniform)(*dimension.values)
+
+
+def _loggers(named: dict[str, dict[str, Any] | None]) -> list[tune.Callback]:
+    """Tune's loggers by name; imported only when asked for."""
+    made: list[tune.Callback] = []
+    for name, arguments in named.items():
+        try:
+            if name == "wandb":
+                from ray.air.integrations.wandb import WandbLoggerCallback as Logger
+            elif name == "mlflow":
+                from ray.air.integrations.mlflow import MLflowLoggerCallback as Logger
+            else:
+                raise ConfigError(f"tune.loggers: {name!r} is not known; there are wandb and mlflow")
+            made.append(Logger(**(arguments or {})))
+        except (ImportError, RuntimeError, TypeError) as error:
+            raise ConfigError(f"tune.loggers.{name}: {' '.join(str(error).split())}") from error
+    return made
