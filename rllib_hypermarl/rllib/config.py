@@ -199,6 +199,10 @@ class HyperMARLConfig(PPOConfig):
         """RLlib's; its annotation of `entropy_coeff` leaves out the schedule that it takes."""
         return super().training(entropy_coeff=entropy_coeff, **kwargs)
 
+    def env_runners(self, *, num_cpus_per_env_runner: int | float = NotProvided, **kwargs: Any) -> HyperMARLConfig:
+        """RLlib's; its annotation of `num_cpus_per_env_runner` leaves out the parts of a CPU that it takes."""
+        return super().env_runners(num_cpus_per_env_runner=num_cpus_per_env_runner, **kwargs)
+
     def multi_agent(self, *, policies: Patterns = NotProvided, **kwargs: Any) -> HyperMARLConfig:
         """Maps agents to policies by patterns: `{"scouts": ["agent_0", "agent_1"], "*": "own"}`; see `policies.py`.
 
@@ -229,7 +233,10 @@ class HyperMARLConfig(PPOConfig):
         Raises:
             ConfigError: one line that names the key and what to do.
         """
-        return cls.from_groups(apply_overrides(read_yaml(path), overrides))
+        data = read_yaml(path)
+        if "search" in data:
+            raise ConfigError(f"{path} describes a sweep: run it with `tune`")
+        return cls.from_groups(apply_overrides(data, overrides))
 
     @classmethod
     def from_groups(cls, data: dict[str, Any]) -> HyperMARLConfig:

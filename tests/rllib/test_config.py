@@ -64,7 +64,15 @@ def test_every_honoured_key_reads_back_from_yaml(tmp_path):
     assert set(config.to_groups()) == {"env", "env_config", "policies", *GROUPS}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
+CONFIGS = [p for p in sorted((ROOT / "tune_configs").glob("*.yaml")) if "\nsearch:" not in p.read_text()]
+
+
+def test_a_sweep_is_not_trained():
+    with pytest.raises(ConfigError, match="run it with `tune`"):
+        HyperMARLConfig.from_yaml(ROOT / "tune_configs" / "games_quick.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path):
     config = HyperMARLConfig.from_yaml(path)
     config.validate()

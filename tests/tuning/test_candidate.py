@@ -1,0 +1,34 @@
+"""What a candidate is worth, and what it takes."""
+
+import pytest
+
+from rllib_hypermarl.tuning.candidate import aggregate, candidate_bundles, newest
+from tests.helpers import game
+
+
+def test_the_newest_value_is_the_last_row_s_that_has_it():
+    rows = [{"a": {"b": 1}}, {"a": {"b": 2.5, "c": "x"}}, {"a": {}}, {}]
+    assert newest(rows, "a/b") == 2.5
+    assert newest(rows, "a/c") is None and newest(rows, "a") is None and newest(rows, "a/b/c") is None
+
+
+def test_the_mean_of_the_middle_half():
+    assert aggregate([0, 10, 20, 300], "iqm") == 15
+    assert aggregate([0, 10, 20, 300], "mean") == 82.5
+    assert aggregate([7.0], "iqm") == 7
+    assert aggregate([1, 2, 6], "iqm") == 3
+
+
+def test_every_seed_s_actors_are_counted():
+    overrides = ("env_runners.num_env_runners=2", "env_runners.num_cpus_per_env_runner=0.5", "learners.num_learners=1")
+    config = {"config": game(*overrides), "seeds": [0, 1], "cpus_per_trial": 1, "gpus_per_trial": 0.25}
+    bundles = candidate_bundles(config)
+    assert bundles[0] == {"CPU": 1, "GPU": 0.25}
+    assert sorted(bundle["CPU"] for bundle in bundles[1:]) == [0.5] * 4 + [1] * 2
+    config["params"] = {"env_runners.num_env_runners": 0}
+    assert len(candidate_bundles(config)) == 3
+
+
+@pytest.mark.parametrize("how", ["mean", "iqm"])
+def test_a_value_that_is_no_number_shows(how):
+    assert str(aggregate([1.0, float("nan"), 2.0], how)) == "nan"
