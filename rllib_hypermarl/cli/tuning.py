@@ -81,8 +81,8 @@ class SweepReport(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._newest.pop(trial.trial_id, None)
-        error = trial.get_error()
-        text = " ".join(str(getattr(error, "cause", None) or error).split())[:200]
+        lines = str(trial.get_error()).strip().splitlines()
+        text = lines[-1][:300] if lines else "for no known reason"
         self._say(f"candidate {trial.config['candidate']:04d} failed: {text}")
 
     def _say(self, line: str) -> None:

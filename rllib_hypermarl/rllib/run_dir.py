@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from .config import HyperMARLConfig
 from .grammar import ConfigError, read_yaml
 
+RESULTS = "result.json"
 # A run may go on longer, or save more often, and is still the same run.
 _FREE = {("run", "stop_env_steps"), ("run", "checkpoint_seconds"), ("run", "torch_threads")}
 
@@ -52,7 +53,7 @@ class RunDir:
     def append(self, result: dict[str, Any]) -> None:
         """Adds the result of one iteration, as `Algorithm.train()` returns it."""
         row = _measured({key: value for key, value in result.items() if key != "config"})
-        with (self.path / "result.json").open("a", encoding="utf-8") as file:
+        with (self.path / RESULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, cls=SafeFallbackEncoder) + "\n")
         self.rows.append(row)
         flat = flatten_dict(row, delimiter="/")
@@ -67,7 +68,7 @@ class RunDir:
 
     def read(self) -> list[dict[str, Any]]:
         """All rows of `result.json`; a last line that was cut by a kill is left out."""
-        path = self.path / "result.json"
+        path = self.path / RESULTS
         rows = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
@@ -80,9 +81,9 @@ class RunDir:
         self._events.close()
 
     def _rewrite(self) -> None:
-        if self.rows or (self.path / "result.json").exists():
+        if self.rows or (self.path / RESULTS).exists():
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            _replace(self.path / "result.json", lines)
+            _replace(self.path / RESULTS, lines)
             self._write_csv()
 
     def _write_csv(self) -> None:
@@ -108,7 +109,7 @@ def check_same_run(path: Path, config: HyperMARLConfig) -> bool:
         return False
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path} is not empty and holds no run; choose another --out")
-    if not (path / "result.json").exists() and not any(path.glob("checkpoint_*")):
+    if not (path / RESULTS).exists() and not any(path.glob("checkpoint_*")):
         return False  # it failed before its first iteration, of a wrong config perhaps
     theirs, ours = _flat(read_yaml(path / "config.yaml")), _flat(config.to_groups())
     for key in sorted(theirs.keys() | ours.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import StoppedBySignal
 from . import checkpoints
 from .algorithm import HyperMARL
-from .run_dir import RunDir
+from .run_dir import RESULTS, RunDir
 
 GRACE_SECONDS = 2.0
 """How long a signal waits for the running iteration. Longer iterations are saved as they finish."""
@@ -94,6 +95,17 @@ class TrainingRun:
         """Saves the last finished iteration, unless it has been."""
         self._saved = time.monotonic()
         return checkpoints.save(self.algo, self.path)
+
+    def jump(self, checkpoint: Path) -> None:
+        """Goes on from another run's checkpoint, with this one's config. Results beside it take the place of ours."""
+        self.algo.restore_from_path(checkpoint.absolute())
+        for own in checkpoints.list_checkpoints(self.path):
+            shutil.rmtree(own)
+        self.close()
+        if (checkpoint / RESULTS).exists():
+            shutil.copy(checkpoint / RESULTS, self.path / RESULTS)
+        self.files = RunDir(self.path, self.algo.iteration)
+        self.save()
 
     def close(self) -> None:
         self.files.close()

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from ray import tune
 from ray.tune import PlacementGroupFactory
 from scipy.stats import trim_mean
 
+from ..env import nearest
 from ..errors import HyperMARLError
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
+from ..rllib.grammar import read_yaml
 from ..rllib.resources import actor_bundles
-from ..rllib.run_dir import RunDir
+from ..rllib.run_dir import RESULTS, RunDir
 from ..rllib.train import TrainingRun
 from .spec import with_params
 from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES
@@ -53,14 +56,17 @@ class Candidate(tune.Trainable):
         self._next_report = (self._last().algo.iteration // every + 1) * every
 
     def _open(self, seed: int) -> TrainingRun:
-        path = Path(self.config["directory"]) / f"{self.config['candidate']:04d}" / f"seed_{seed}"
+        path = run_dir(Path(self.config["directory"]), self.config["candidate"], seed)
         config = HyperMARLConfig.from_groups(with_params(self.config["config"], self.config[PARAMS])).run(seed=seed)
-        if checkpoints.list_checkpoints(path):
-            algo = checkpoints.load(checkpoints.find(path))
-        else:
-            config.validate()
+        config.validate()
+        saved = checkpoints.find(path) if checkpoints.list_checkpoints(path) else None
+        if saved and read_yaml(path / "config.yaml") == yaml.safe_load(config.to_yaml()):
+            algo = checkpoints.load(saved)
+        else:  # a new run, or one whose config population based training has changed
             RunDir.create(path, config)
             algo = config.build_algo()
+            if saved:
+                algo.restore_from_path(saved.absolute())
         return TrainingRun(algo, path, config.checkpoint_seconds)
 
     def step(self) -> dict[str, Any]:
@@ -93,18 +99,21 @@ class Candidate(tune.Trainable):
         values = [newest(run.files.rows, metric) for run in self._runs]
         self._result = {ENV_STEPS: env_steps, SEED_VALUES: values, "done": done}
         if None in values:
-            found = ", ".join(sorted(_numbers(self._runs[values.index(None)].files.rows[-1])))
-            self._result |= {
-                OBJECTIVE: math.nan,
-                "done": True,
-                FATAL: f"tune.metric: there is no {metric!r}, but {found}",
-            }
+            hint = nearest(metric, _numbers(self._runs[values.index(None)].files.rows[-1]))
+            fatal = f"tune.metric: no result has a number {metric!r}; {hint}"
+            self._result |= {OBJECTIVE: math.nan, "done": True, FATAL: fatal}
         else:
             self._result[OBJECTIVE] = aggregate(values, self.config["aggregate"])
 
     def _save(self) -> None:
         for run in self._runs:
             run.save()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Becomes another candidate: Tune need not start a process for each."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
 
     def cleanup(self) -> None:
         for run in self._runs:
@@ -116,12 +125,13 @@ class Candidate(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         for run in self._runs:
-            shutil.copytree(run.save(), Path(checkpoint_dir) / run.path.name)
+            copied = shutil.copytree(run.save(), Path(checkpoint_dir) / run.path.name)
+            shutil.copy(run.path / RESULTS, copied)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Takes over another candidate's networks, optimisers and counters; the config stays this one's."""
         for run in self._runs:
-            run.algo.restore_from_path(Path(checkpoint_dir) / run.path.name)
+            run.jump(Path(checkpoint_dir) / run.path.name)
 
     @classmethod
     def default_resource_request(cls, config: Mapping[str, Any]) -> PlacementGroupFactory:
@@ -135,6 +145,11 @@ def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
     main = {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]}
     actors = actor_bundles(run) * len(config["seeds"])
     return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
+
+
+def run_dir(directory: Path, candidate: int, seed: int) -> Path:
+    """Where a candidate's run under a seed is, in the directory of all candidates."""
+    return directory / f"{candidate:04d}" / f"seed_{seed}"
 
 
 def newest(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:

@@ -107,7 +107,7 @@ class Dimension:
 
     def applies(self, params: Params, base: Mapping[str, Any]) -> bool:
         """Whether the key is searched beside these values of the keys before it."""
-        return all(params.get(key, _get(base, key)) in values for key, values in self.when.items())
+        return all(params.get(key, get_key(base, key)) in values for key, values in self.when.items())
 
 
 class Sweep:
@@ -186,7 +186,7 @@ class Sweep:
             for other in dimension.when:
                 if other in keys[number:]:
                     raise ConfigError(f"search.{dimension.key}.when: {other} must be searched before it")
-                if other not in keys and _get(self.base, other) is None and other not in _flat(self.base):
+                if other not in keys and get_key(self.base, other) is None and other not in _flat(self.base):
                     raise ConfigError(f"search.{dimension.key}.when: {other!r} is no config key")
             for value in dimension.values:
                 HyperMARLConfig.from_groups(self.groups({dimension.key: value}))
@@ -196,8 +196,12 @@ class Sweep:
         settings = self.settings
         if settings.metric.startswith("evaluation/") and not self.base["evaluation"]["evaluation_interval"]:
             raise ConfigError(f"tune.metric is {settings.metric}, but evaluation.evaluation_interval is not set")
-        if settings.scheduler == "pbt" and self.is_grid:
-            raise ConfigError("tune.scheduler: pbt mutates sampled keys; write choice or uniform instead of grid")
+        if settings.scheduler == "pbt" and (self.is_grid or any(dimension.when for dimension in self.search)):
+            raise ConfigError(
+                "tune.scheduler: pbt mutates sampled keys that all candidates have; leave out grid and when"
+            )
+        if settings.scheduler == "pbt" and settings.candidates < 4:
+            raise ConfigError(f"tune.candidates is {settings.candidates}: pbt needs a population of 4 or more")
 
     @property
     def is_grid(self) -> bool:
@@ -262,7 +266,8 @@ def _encoded(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
 
 
-def _get(groups: Mapping[str, Any], key: str) -> Any:
+def get_key(groups: Mapping[str, Any], key: str) -> Any:
+    """The value of `group.key` in nested groups; None where there is none."""
     for part in key.split("."):
         groups = groups.get(part) if isinstance(groups, Mapping) else None  # type: ignore[assignment]
     return groups

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -134,6 +135,8 @@ class StudySearch(Searcher):
             return
         trial.set_user_attr(ENV_STEPS, result[ENV_STEPS])
         trial.set_user_attr(SEED_VALUES, list(result[SEED_VALUES]))
+        if PARAMS in result:
+            trial.set_user_attr(PARAMS, result[PARAMS])
         whole = result[ENV_STEPS] >= self._stop
         if whole:
             self._study.tell(trial, value)
@@ -151,6 +154,27 @@ class StudySearch(Searcher):
         raise NotImplementedError("run the sweep's command again: it goes on from the study")
 
 
+class PopulationRecorder(tune.Callback):
+    """Writes down what members of a population reach; Tune lets no searcher do it beside its PBT.
+
+    Args:
+        members: candidate -> the name that `search` knows it by.
+    """
+
+    def __init__(self, search: StudySearch, members: dict[int, str]):
+        self._search, self._members = search, members
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._search.report(self._members[trial.config["candidate"]], result)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = {**trial.last_result, PARAMS: trial.config[PARAMS]}
+        self._search.on_trial_complete(self._members[trial.config["candidate"]], result)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._search.on_trial_complete(self._members[trial.config["candidate"]], error=True)
+
+
 class StudyPruner(FIFOScheduler):
     """Stops the trials that the study's pruner gives up."""
 
@@ -164,5 +188,7 @@ class StudyPruner(FIFOScheduler):
 
 
 def decoded(sweep: Sweep, trial: FrozenTrial) -> Params:
-    """A trial's parameters as the config has them."""
-    return {d.key: d.decoded(trial.params[d.key]) for d in sweep.search if d.key in trial.params}
+    """A trial's parameters as the config has them; after population based training, those it ended with."""
+    return trial.user_attrs.get(PARAMS) or {
+        d.key: d.decoded(trial.params[d.key]) for d in sweep.search if d.key in trial.params
+    }

@@ -18,11 +18,24 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from ..errors import ConfigError, StoppedBySignal
+from ..rllib.grammar import read_yaml
 from ..rllib.resources import check_bundles
-from .candidate import Candidate, candidate_bundles
+from .candidate import Candidate, candidate_bundles, run_dir
 from .results import write_results
-from .spec import Dimension, Sweep
-from .study import ENV_STEPS, ERROR, FATAL, PARAMS, StudyPruner, StudySearch, candidates, open_study, requeue
+from .spec import Dimension, Params, Sweep, get_key
+from .study import (
+    ENV_STEPS,
+    ERROR,
+    FATAL,
+    OBJECTIVE,
+    PARAMS,
+    PopulationRecorder,
+    StudyPruner,
+    StudySearch,
+    candidates,
+    open_study,
+    requeue,
+)  # fmt: skip
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -53,7 +66,6 @@ class Stopping(tune.Stopper):
         def stop(signum: int, frame: FrameType | None) -> None:
             self.received = self.received or signum
 
-        # Tune puts its own handler for SIGINT in place of ours unless it is told not to.
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, stop) for number in numbers}
         try:
@@ -118,20 +130,32 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
     check_bundles(
         candidate_bundles(constant), "a candidate's processes", "lower tune.cpus_per_trial, or what env runners take"
     )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(sweep, directory)
     design = sweep.design()
     budget = len(design) if design is not None else settings.candidates
     search = StudySearch(sweep, study, budget)
+    callbacks = [report, *_loggers(settings.loggers)]
+    if settings.scheduler == "pbt":
+        members = _population(search)
+        callbacks.insert(0, PopulationRecorder(search, {number: name for name, (number, _) in members.items()}))
+        params = dict(members.values())
+        constant |= {
+            "candidate": tune.grid_search(list(params)),
+            PARAMS: tune.sample_from(lambda spec: _now(sweep, directory, spec.config.candidate, params)),
+        }
+        engine = {"scheduler": _pbt(sweep)}
+    else:
+        scheduler = StudyPruner(search) if settings.scheduler == "asha" else tune.schedulers.FIFOScheduler()
+        engine = {"scheduler": scheduler, "search_alg": search, "num_samples": -1}
     stopping = Stopping(settings.seconds)
     tuner = tune.Tuner(
         Candidate,
         param_space=constant,
         tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=_scheduler(sweep, search),
-            num_samples=-1,
+            **engine,
             max_concurrent_trials=settings.max_concurrent,
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: f"candidate_{trial.config['candidate']:04d}",
         ),
         run_config=tune.RunConfig(
@@ -139,7 +163,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
             storage_path=str(directory / "tune"),
             stop=stopping,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            callbacks=[report, *_loggers(settings.loggers)],
+            callbacks=callbacks,
             verbose=0,
         ),
     )
@@ -160,20 +184,35 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
     return study
 
 
-def _scheduler(sweep: Sweep, search: StudySearch) -> tune.schedulers.TrialScheduler:
+# ------------------------------------------------------------------------------------------ population based training
+
+
+def _population(search: StudySearch) -> dict[str, tuple[int, Params]]:
+    """All members that are not through: the name that `search` knows one by -> its candidate and first parameters."""
+    members: dict[str, tuple[int, Params]] = {}
+    while (suggested := search.suggest(name := f"member {len(members)}")) != StudySearch.FINISHED:
+        members[name] = suggested["candidate"], suggested[PARAMS]
+    return members
+
+
+def _now(sweep: Sweep, directory: Path, candidate: int, params: dict[int, Params]) -> Params:
+    """A member's parameters: where it was interrupted, those that its run had come to."""
+    file = run_dir(directory / "candidates", candidate, sweep.settings.seeds[0]) / "config.yaml"
+    if not file.exists():
+        return params[candidate]
+    groups = read_yaml(file)
+    return {key: get_key(groups, key) for key in params[candidate]}
+
+
+def _pbt(sweep: Sweep) -> tune.schedulers.PopulationBasedTraining:
     settings, stop = sweep.settings, sweep.base["run"]["stop_env_steps"]
-    if settings.scheduler == "asha":
-        return StudyPruner(search)
-    if settings.scheduler == "pbt":
-        return tune.schedulers.PopulationBasedTraining(
-            time_attr=ENV_STEPS,
-            metric="objective",
-            mode=settings.mode,
-            perturbation_interval=settings.perturbation_env_steps or max(1, stop // 8),
-            hyperparam_mutations={PARAMS: {d.key: _domain(d) for d in sweep.search}},
-            synch=False,
-        )
-    return tune.schedulers.FIFOScheduler()
+    return tune.schedulers.PopulationBasedTraining(
+        time_attr=ENV_STEPS,
+        metric=OBJECTIVE,
+        mode=settings.mode,
+        perturbation_interval=settings.perturbation_env_steps or max(1, stop // 8),
+        hyperparam_mutations={PARAMS: {dimension.key: _domain(dimension) for dimension in sweep.search}},
+    )
 
 
 def _domain(dimension: Dimension) -> Domain:

@@ -27,7 +27,8 @@ def opened(made, path):
 
 
 def result(value, env_steps=STOP):
-    return {"objective": value, "env_steps": env_steps, "seed_values": [value - 1, value + 1]}
+    seeds = [value - 1, value + 1]
+    return {"objective": value, "env_steps": env_steps, "seed_values": seeds}
 
 
 def states(study):
