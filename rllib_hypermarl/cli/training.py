@@ -17,6 +17,7 @@ from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
 from ..rllib.run_dir import RunDir
 from ..rllib.train import train
+from ..signals import StopSignals
 from .ray_session import ray_session
 
 _LINE_SECONDS = 10.0  # between lines where there is no terminal
@@ -40,7 +41,8 @@ def start_run(
         checkpoints.verify(checkpoint)  # before anything is started
     if config is not None:
         RunDir.create(run_dir, config)
-    with ray_session():
+    signals = StopSignals()
+    with signals.starting(), ray_session():
         algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
         settings = config or algo.config
         stop = stop_env_steps or settings.stop_env_steps
@@ -54,6 +56,7 @@ def start_run(
                     stop_env_steps=stop,
                     checkpoint_seconds=settings.checkpoint_seconds,
                     on_result=report.update,
+                    signals=signals,
                 )
         except StoppedBySignal as stopped:
             print(f"{stopped}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)

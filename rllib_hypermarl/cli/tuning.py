@@ -13,9 +13,10 @@ from ray import tune
 from rich.console import Console
 
 from ..errors import StoppedBySignal
+from ..signals import StopSignals
 from ..tuning.results import rank, short, table
 from ..tuning.spec import Sweep
-from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE
+from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE, number_of
 from ..tuning.sweep import only_driver, prepare, run_sweep
 from .ray_session import ray_session
 
@@ -28,9 +29,10 @@ def start_sweep(sweep: Sweep, directory: Path) -> None:
     # Ours ends the sweep on SIGINT as on SIGTERM; Tune would put its own in place of it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be turned off
-    with only_driver(directory), ray_session():
+    signals = StopSignals()
+    with only_driver(directory), signals.starting(), ray_session():
         try:
-            study = run_sweep(sweep, directory, SweepReport(sweep))
+            study = run_sweep(sweep, directory, SweepReport(sweep), signals)
         except StoppedBySignal as stopped:
             print(f"{stopped}; the same command goes on with the sweep in {directory}", file=sys.stderr)
             raise
@@ -53,21 +55,22 @@ class SweepReport(tune.Callback):
         self._sign = 1 if sweep.settings.mode == "max" else -1
         self._best = -math.inf
         self._last_line = time.monotonic()
-        self._newest: dict[str, dict[str, Any]] = {}
+        self._newest: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks down; a terminal cannot be
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._newest[trial.trial_id] = result
+        self._newest[number_of(trial.local_path)] = result
         if time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._last_line = time.monotonic()
-            running = [f"{r['config']['candidate']:04d} at {r[ENV_STEPS]:,}" for r in self._newest.values()]
+            running = [f"{number:04d} at {r[ENV_STEPS]:,}" for number, r in self._newest.items()]
             self._say(f"{len(running)} running ({', '.join(running)} of {self._stop:,} env steps)")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = self._newest.pop(trial.trial_id, trial.last_result)
-        value, number = result.get(OBJECTIVE, math.nan), trial.config["candidate"]
+        number = number_of(trial.local_path)
+        result = self._newest.pop(number, trial.last_result)
+        value = result.get(OBJECTIVE, math.nan)
         if ERROR in result or math.isnan(value):
             self._say(f"candidate {number:04d} failed: {result.get(ERROR, 'no value')}")
             return
@@ -80,10 +83,11 @@ class SweepReport(tune.Callback):
         self._say(f"candidate {number:04d} {how} {value:.4g} ({params}){best}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._newest.pop(trial.trial_id, None)
+        number = number_of(trial.local_path)
+        self._newest.pop(number, None)
         lines = str(trial.get_error()).strip().splitlines()
         text = lines[-1][:300] if lines else "for no known reason"
-        self._say(f"candidate {trial.config['candidate']:04d} failed: {text}")
+        self._say(f"candidate {number:04d} failed: {text}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False)

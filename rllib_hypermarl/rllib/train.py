@@ -4,66 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..errors import StoppedBySignal
+from ..signals import GRACE_SECONDS, StopSignals
 from . import checkpoints
 from .algorithm import HyperMARL
 from .run_dir import RESULTS, RunDir
-
-GRACE_SECONDS = 2.0
-"""How long a signal waits for the running iteration. Longer iterations are saved as they finish."""
-
-
-class StopSignals:
-    """Turns SIGINT and SIGTERM into a flag, and into an exception if the running iteration takes too long.
-
-    Install after `ray.init`, which replaces handlers that stood before it.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._in_iteration = self._given_up = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[StopSignals]:
-        handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop, signal.SIGALRM: self._out_of_patience}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield self
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def iteration(self) -> Iterator[None]:
-        """Around work that may be given up half way."""
-        self._in_iteration = True
-        try:
-            yield
-        except Exception as error:
-            if self._given_up:  # somebody on the way caught ours and raised another
-                raise StoppedBySignal(self.received) from error
-            raise
-        finally:
-            self._in_iteration = False
-
-    def _stop(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:  # an impatient second one does not prolong the wait
-            self.received = signum
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
-
-    def _out_of_patience(self, signum: int, frame: FrameType | None) -> None:
-        if self._in_iteration:
-            self._given_up = True
-            raise StoppedBySignal(self.received)
 
 
 class TrainingRun:
@@ -118,18 +69,21 @@ def train(
     stop_env_steps: int,
     checkpoint_seconds: float,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
+    signals: StopSignals | None = None,
 ) -> None:
     """Trains until `stop_env_steps`, from wherever the algorithm stands.
 
     Args:
         run_dir, checkpoint_seconds: see `TrainingRun`.
         on_result: called with each iteration's result.
+        signals: those of the command, if they were watched already.
 
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; a checkpoint is on disk.
     """
     run = TrainingRun(algo, run_dir, checkpoint_seconds)
-    with StopSignals().installed() as signals, contextlib.closing(run):
+    signals = signals or StopSignals()
+    with signals.installed(), contextlib.closing(run):
         while algo.env_steps < stop_env_steps and signals.received is None:
             on_result(run.iterate(signals.iteration()))
         run.save()

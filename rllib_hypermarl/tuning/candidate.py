@@ -24,7 +24,7 @@ from ..rllib.resources import actor_bundles
 from ..rllib.run_dir import RESULTS, RunDir
 from ..rllib.train import TrainingRun
 from .spec import with_params
-from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES
+from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, number_of
 
 STEP_SECONDS = 1.0
 
@@ -36,7 +36,7 @@ class Candidate(tune.Trainable):
     the checkpoints it finds there. All runs advance together, so that pruning compares equal numbers of env steps.
 
     Config (`sweep.py` makes it):
-        directory: of all candidates; `candidate`: this one's number.
+        directory: of all candidates.
         config: groups of the base config; `params`: what this candidate has otherwise.
         seeds, metric, aggregate, cpus_per_trial, gpus_per_trial: as in `Settings`.
         report_iterations: iterations of each run between two results.
@@ -56,7 +56,7 @@ class Candidate(tune.Trainable):
         self._next_report = (self._last().algo.iteration // every + 1) * every
 
     def _open(self, seed: int) -> TrainingRun:
-        path = run_dir(Path(self.config["directory"]), self.config["candidate"], seed)
+        path = run_dir(Path(self.config["directory"]), number_of(self.logdir), seed)
         config = HyperMARLConfig.from_groups(with_params(self.config["config"], self.config[PARAMS])).run(seed=seed)
         config.validate()
         saved = checkpoints.find(path) if checkpoints.list_checkpoints(path) else None

@@ -66,6 +66,16 @@ def requeue(study: optuna.Study) -> None:
         again(study, trial)
 
 
+def trial_name(number: int) -> str:
+    """A trial is its candidate by name: PBT copies the configs of others, numbers in them included."""
+    return f"candidate_{number:04d}"
+
+
+def number_of(path: str | Path) -> int:
+    """A candidate's number, from a path that ends in its trial's name."""
+    return int(Path(path).name.rpartition("_")[2])
+
+
 def candidate_of(trial: FrozenTrial) -> int:
     """Number of the candidate that a trial trains: the first trial's that did."""
     return trial.system_attrs.get("retry_history", [trial.number])[0]
@@ -165,14 +175,14 @@ class PopulationRecorder(tune.Callback):
         self._search, self._members = search, members
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._search.report(self._members[trial.config["candidate"]], result)
+        self._search.report(self._members[number_of(trial.local_path)], result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = {**trial.last_result, PARAMS: trial.config[PARAMS]}
-        self._search.on_trial_complete(self._members[trial.config["candidate"]], result)
+        self._search.on_trial_complete(self._members[number_of(trial.local_path)], result)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._search.on_trial_complete(self._members[trial.config["candidate"]], error=True)
+        self._search.on_trial_complete(self._members[number_of(trial.local_path)], error=True)
 
 
 class StudyPruner(FIFOScheduler):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -20,6 +18,7 @@ from ray.tune.search.sample import Domain
 from ..errors import ConfigError, StoppedBySignal
 from ..rllib.grammar import read_yaml
 from ..rllib.resources import check_bundles
+from ..signals import StopSignals
 from .candidate import Candidate, candidate_bundles, run_dir
 from .results import write_results
 from .spec import Dimension, Params, Sweep, get_key
@@ -35,6 +34,7 @@ from .study import (
     candidates,
     open_study,
     requeue,
+    trial_name,
 )  # fmt: skip
 
 SWEEP_FILE = "sweep.yaml"
@@ -46,9 +46,9 @@ class Stopping(tune.Stopper):
     Trials that are stopped so stay unfinished, and go on in the sweep's next session.
     """
 
-    def __init__(self, seconds: float | None):
+    def __init__(self, seconds: float | None, signals: StopSignals):
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self.received: int | None = None
+        self._signals = signals
         self.error: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -57,22 +57,7 @@ class Stopping(tune.Stopper):
 
     def stop_all(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self.received is not None or self.error is not None
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Between these, SIGINT and SIGTERM end the session."""
-
-        def stop(signum: int, frame: FrameType | None) -> None:
-            self.received = self.received or signum
-
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return late or self._signals.received is not None or self.error is not None
 
 
 def prepare(sweep: Sweep, directory: Path) -> None:
@@ -104,12 +89,13 @@ def only_driver(directory: Path) -> Iterator[None]:
         yield
 
 
-def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.Study:
+def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: StopSignals) -> optuna.Study:
     """Runs a sweep, or what is left of it, inside a Ray session.
 
     Args:
         directory: of the sweep, see `prepare`.
         report: told of results as they come.
+        signals: SIGINT and SIGTERM end the session.
 
     Raises:
         ConfigError: the cluster could never run a candidate, or no candidate can work.
@@ -148,7 +134,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
     else:
         scheduler = StudyPruner(search) if settings.scheduler == "asha" else tune.schedulers.FIFOScheduler()
         engine = {"scheduler": scheduler, "search_alg": search, "num_samples": -1}
-    stopping = Stopping(settings.seconds)
+    stopping = Stopping(settings.seconds, signals)
     tuner = tune.Tuner(
         Candidate,
         param_space=constant,
@@ -156,7 +142,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
             **engine,
             max_concurrent_trials=settings.max_concurrent,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"candidate_{trial.config['candidate']:04d}",
+            trial_dirname_creator=lambda trial: trial_name(trial.config["candidate"]),
         ),
         run_config=tune.RunConfig(
             name=f"session_{time.strftime('%Y%m%d-%H%M%S')}",
@@ -169,15 +155,15 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback) -> optuna.St
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
-        with stopping.on_signals():
+        with signals.noted():
             tuner.fit()
     finally:
         requeue(study)
         write_results(sweep, study, directory)
     if stopping.error:
         raise ConfigError(stopping.error)
-    if stopping.received:
-        raise StoppedBySignal(stopping.received)
+    if signals.received:
+        raise StoppedBySignal(signals.received)
     begun = candidates(study).values()
     if begun and all(trial.state == TrialState.FAIL for trial in begun):
         raise ConfigError(f"no candidate can work: {next(iter(begun)).user_attrs.get(ERROR, 'see the errors above')}")
