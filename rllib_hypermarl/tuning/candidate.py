@@ -40,6 +40,7 @@ class Candidate(tune.Trainable):
         config: groups of the base config; `params`: what this candidate has otherwise.
         seeds, metric, aggregate, cpus_per_trial, gpus_per_trial: as in `Settings`.
         report_iterations: iterations of each run between two results.
+        save_when_stopped: whether nobody else can have taken over the candidate by then, as PBT does.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -111,13 +112,17 @@ class Candidate(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Becomes another candidate: Tune need not start a process for each."""
-        self.cleanup()
+        self._close()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
+        if self.config["save_when_stopped"]:
+            self._save()
+        self._close()
+
+    def _close(self) -> None:
         for run in self._runs:
-            run.save()
             run.close()
             run.algo.stop()
 

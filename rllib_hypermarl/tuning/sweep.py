@@ -110,6 +110,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
         "metric": settings.metric,
         "aggregate": settings.aggregate,
         "report_iterations": settings.report_iterations or sweep.base["evaluation"]["evaluation_interval"] or 10,
+        "save_when_stopped": settings.scheduler != "pbt",
         "cpus_per_trial": settings.cpus_per_trial,
         "gpus_per_trial": settings.gpus_per_trial,
     }
@@ -141,7 +142,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
         tune_config=tune.TuneConfig(
             **engine,
             max_concurrent_trials=settings.max_concurrent,
-            reuse_actors=True,
+            reuse_actors=settings.scheduler != "pbt",  # which would have two actors at one member
             trial_dirname_creator=lambda trial: trial_name(trial.config["candidate"]),
         ),
         run_config=tune.RunConfig(
