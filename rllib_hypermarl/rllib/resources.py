@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -19,10 +21,24 @@ Bundle = Mapping[str, float]
 
 
 def granted_cpus() -> int:
-    """CPUs of this process: what Ray granted to an actor (at least one), else what the system lets it use."""
+    """CPUs of this process: what Ray granted to an actor (at least one), else what system and container let it use."""
     if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
         return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(min(cpus, cpu_quota(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def cpu_quota(file: Path) -> float | int:
+    """CPUs that a container's quota allows, at least one; infinity where there is none.
+
+    Args:
+        file: `cpu.max` of a cgroup (version 2), "QUOTA PERIOD" or "max PERIOD".
+    """
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return math.inf
 
 
 def actor_bundles(config: HyperMARLConfig) -> list[Bundle]:
