@@ -128,7 +128,6 @@ def test_the_job_is_a_command_that_resumes_and_has_time_to_save():
     assert command[command.index("--out") + 1].startswith("/runs/")
     assert spec["backoffLimit"] > 0
     assert int(yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 3
-    limit = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
 
 
 def test_ray_s_launcher_takes_the_cluster_and_its_dashboard_stays_on_loopback():
