@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from pathlib import Path
@@ -38,12 +37,13 @@ def train(config: Path, overrides: tuple[str, ...], out: Path | None, seed: int 
     """Train; with --out of a run of the same config, go on with it."""
     from ..rllib.config import HyperMARLConfig
     from ..rllib.run_dir import check_same_run
+    from .ray_session import output_directory
     from .training import start_run
 
     extra = [] if seed is None else [f"run.seed={seed}"]
     parsed = HyperMARLConfig.from_yaml(config, [*overrides, *extra])
     parsed.validate()
-    run_dir = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = output_directory(out, config.stem)
     exists = check_same_run(run_dir, parsed)
     start_run(run_dir, parsed, resume=exists)
 
@@ -55,10 +55,11 @@ def train(config: Path, overrides: tuple[str, ...], out: Path | None, seed: int 
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     """Search for a better config; with --out of the same sweep, go on with it. tune.key=value changes its settings."""
     from ..tuning.spec import Sweep
+    from .ray_session import output_directory
     from .tuning import start_sweep
 
     sweep = Sweep.from_yaml(config, overrides)
-    start_sweep(sweep, out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    start_sweep(sweep, output_directory(out, config.stem))
 
 
 @app.command()

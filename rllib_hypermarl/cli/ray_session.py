@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 
+from ..errors import ConfigError, RunFailedError
 from ..rllib.resources import granted_cpus
 
 
@@ -22,11 +26,30 @@ def ray_session() -> Iterator[None]:
         yield
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, RayError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunFailedError(
+                f"RAY_ADDRESS is {address}, but that cluster does not answer ({reason}): is it up, and is the token "
+                "that it expects in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
+            ) from error
     else:
         ray.init(num_cpus=granted_cpus(), include_dashboard=False, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def output_directory(out: Path | None, name: str) -> Path:
+    """Where a command writes to: `out`, or a directory below `runs/` in the working directory.
+
+    Raises:
+        ConfigError: the working directory is a Ray job's, which is deleted after the job.
+    """
+    path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not path.is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise ConfigError(f"{path} would be lost with this Ray job's working directory: give --out an absolute path")
+    return path
