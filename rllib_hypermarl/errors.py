@@ -42,6 +42,10 @@ class RunFailedError(HyperMARLError, RuntimeError):
     """Training failed in a way we did not foresee; the traceback is in the run directory."""
 
 
+class ActorsLostError(RunFailedError):
+    """Processes that training cannot do without died; it can go on from its last checkpoint."""
+
+
 class StoppedBySignal(HyperMARLError):  # noqa: N818  (not an error)
     """Training stopped because of a signal; the last finished iteration is saved."""
 

@@ -34,7 +34,7 @@ STEPS = 128  # env steps of one iteration of it
 def private_ray(**options):
     """A Ray of these tests' own; everything it started is gone at the end."""
     assert not ray.is_initialized(), "another test's Ray runs: run system tests by themselves, with `make test-system`"
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
     yield
     ray.shutdown()
 
@@ -85,6 +85,15 @@ def weights(algo):
     (state,) = algo.learner_group.foreach_learner(lambda learner: learner.module["hyper"].get_state())
     state = state.get() if hasattr(state, "get") and callable(state.get) and not isinstance(state, dict) else state
     return {name: torch.as_tensor(value).clone() for name, value in state.items()}
+
+
+def train_until_whole(algo, runners=2, seconds=60):
+    """Trains until the env runners that died are back, and once more; returns the results."""
+    results, deadline = [], time.monotonic() + seconds
+    while algo.env_runner_group.num_healthy_remote_workers() < runners:
+        assert time.monotonic() < deadline, "a runner did not come back"
+        results.append(algo.train())
+    return [*results, algo.train()]
 
 
 def parameters(algo):

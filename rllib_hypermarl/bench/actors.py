@@ -77,7 +77,7 @@ def run(
         over the rounds, and the median `seconds` of sampling, update, weights, and everything else.
     """
     actors = sum(runners + learners for runners, learners in SETUPS.values())  # of which one set-up's work at a time
-    ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=actors, include_dashboard=False, log_to_driver=False)
     threads = torch.get_num_threads()
     try:
         return [_entry(work, rounds, turns, log) for work in works]

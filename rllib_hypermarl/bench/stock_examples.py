@@ -166,7 +166,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Solves every example with both kinds of networks, from `rounds` seeds each."""
     torch.set_num_threads(1)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     results = []
     try:
         for name in names:

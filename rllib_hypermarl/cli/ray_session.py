@@ -36,7 +36,8 @@ def ray_session() -> Iterator[None]:
                 "that it expects in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
             ) from error
     else:
-        ray.init(num_cpus=granted_cpus(), include_dashboard=False, **quiet)
+        # "local", or Ray would join a cluster that somebody started on this machine.
+        ray.init("local", num_cpus=granted_cpus(), include_dashboard=False, **quiet)
     try:
         yield
     finally:

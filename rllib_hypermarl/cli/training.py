@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import HyperMARLError, RunFailedError, StoppedBySignal
+from ..errors import ActorsLostError, HyperMARLError, RunFailedError, StoppedBySignal
 from ..rllib import checkpoints
+from ..rllib.algorithm import HyperMARL
 from ..rllib.config import HyperMARLConfig
 from ..rllib.run_dir import RunDir
 from ..rllib.train import train
@@ -43,37 +44,54 @@ def start_run(
         RunDir.create(run_dir, config)
     signals = StopSignals()
     with signals.starting(), ray_session():
-        algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
-        settings = config or algo.config
-        stop = stop_env_steps or settings.stop_env_steps
-        try:
-            with ProgressReport(stop, algo.env_steps) as report:
-                if checkpoint is not None:
-                    report.say(f"resuming {run_dir} at {algo.env_steps:,} env steps")
-                train(
-                    algo,
-                    run_dir,
-                    stop_env_steps=stop,
-                    checkpoint_seconds=settings.checkpoint_seconds,
-                    on_result=report.update,
-                    signals=signals,
-                )
-        except StoppedBySignal as stopped:
-            print(f"{stopped}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
-            raise
-        except HyperMARLError:
-            raise
-        except Exception as error:
-            log = run_dir / "error.txt"
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            raise RunFailedError(f"{type(error).__name__}: {error} (details in {log})") from error
-        finally:
-            algo.stop()
+        failures = 0
+        while True:
+            algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
+            settings = config or algo.config
+            stop = stop_env_steps or settings.stop_env_steps
+            try:
+                _train(algo, run_dir, settings, stop, signals, resumes=checkpoint is not None)
+                break
+            except ActorsLostError as error:
+                failures += 1
+                if failures > settings.max_failures:
+                    raise
+                print(f"{error} (failure {failures} of {settings.max_failures})", file=sys.stderr)
+            except HyperMARLError:
+                raise
+            except Exception as error:
+                log = run_dir / "error.txt"
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+                raise RunFailedError(f"{type(error).__name__}: {error} (details in {log})") from error
+            finally:
+                algo.stop()
+            config = config or HyperMARLConfig.from_yaml(run_dir / "config.yaml")
+            checkpoint = checkpoints.find(run_dir) if checkpoints.list_checkpoints(run_dir) else None
     command = "python -m rllib_hypermarl"
     print(f"done: {stop:,} env steps; the run is in {run_dir}")
     print(f"  evaluate: {command} evaluate {run_dir} --episodes 200")
     print(f"  go on:    {command} resume {run_dir} --stop-env-steps {2 * stop}")
     print(f"  plot:     {command} report {run_dir}")
+
+
+def _train(
+    algo: HyperMARL, run_dir: Path, settings: HyperMARLConfig, stop: int, signals: StopSignals, *, resumes: bool
+) -> None:
+    try:
+        with ProgressReport(stop, algo.env_steps) as report:
+            if resumes:
+                report.say(f"resuming {run_dir} at {algo.env_steps:,} env steps")
+            train(
+                algo,
+                run_dir,
+                stop_env_steps=stop,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                on_result=report.update,
+                signals=signals,
+            )
+    except StoppedBySignal as stopped:
+        print(f"{stopped}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
+        raise
 
 
 class ProgressReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ray.exceptions import RayError
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -21,7 +23,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from ..errors import RunFailedError
+from ..errors import ActorsLostError, RunFailedError
 from ..rollout import Rollout, split
 from . import teams
 from .config import HyperMARLConfig
@@ -39,6 +41,7 @@ class HyperMARL(PPO):
     def __init__(self, *args: Any, restored: bool = False, **kwargs: Any):
         """Args: restored: a checkpoint's state follows, so that nothing is to be taken from `hypermarl.init_from`."""
         self._checkpoint_follows = restored
+        self._next_probe: dict[int, float] = {}  # id of an env runner group -> when it may be asked again
         super().__init__(*args, **kwargs)
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
@@ -53,7 +56,8 @@ class HyperMARL(PPO):
         if config.num_env_runners > 0:  # RLlib would only log what their constructors raise, and start them again
             config.make_batched_env(1, torch.device("cpu")).close()
         super().setup(config)
-        self._sampler = RemoteSampler(self.env_runner_group, self.restore_env_runners, config.sample_timeout_s)
+        restore = functools.partial(self.restore_env_runners, at_once=True)
+        self._sampler = RemoteSampler(self.env_runner_group, restore, config.sample_timeout_s)
         if source is not None:
             teams.start_from(self, source)
 
@@ -79,6 +83,19 @@ class HyperMARL(PPO):
             ConfigError: there is no such policy, it is frozen, or it is the last one that learns.
         """
         teams.freeze_policy(self, policy_id)
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup, *, at_once: bool = False) -> list[int]:
+        """RLlib's, which asks dead runners in every iteration whether they are back, and waits a second or two.
+
+        Where there is no room for them, that would be most of the time. Here it is a sixth at most.
+        """
+        started = time.monotonic()
+        if not at_once and started < self._next_probe.get(id(env_runner_group), 0):
+            return []
+        restored = super().restore_env_runners(env_runner_group)
+        now = time.monotonic()
+        self._next_probe[id(env_runner_group)] = now + 5 * (now - started)
+        return restored
 
     def step(self) -> dict[str, Any]:
         """RLlib's, without the previous evaluation's numbers, which it repeats in the iteration after."""
@@ -123,7 +140,7 @@ class HyperMARL(PPO):
         except RayError as error:
             cause = getattr(error, "cause", None) or error
             text = " ".join(str(cause).split())[:300]
-            raise RunFailedError(f"a learner failed ({text}); go on from the last checkpoint") from error
+            raise ActorsLostError(f"a learner failed ({text}); go on from the last checkpoint") from error
 
     def _sync_env_runner(self) -> None:
         """Gives the local runner the learners' weights; remote ones get them with the next request."""

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from ..errors import EnvError, RunFailedError
+from ..errors import ActorsLostError, EnvError, RunFailedError
 from ..rollout import Rollout, join
 from .env_runner import RemoteSample
 
@@ -62,7 +62,7 @@ class RemoteSampler:
                     "raise it if a rollout takes as long"
                 )
             if time.monotonic() - started > RECOVERY_SECONDS:
-                raise RunFailedError(
+                raise ActorsLostError(
                     f"all {self._group.num_remote_env_runners()} env runners died, and none came back within "
                     f"{RECOVERY_SECONDS:g} s; their logs are in Ray's session directory"
                 )

@@ -12,7 +12,17 @@ import ray
 from rllib_hypermarl import HyperMARL, HyperMARLConfig
 from rllib_hypermarl.errors import ConfigError, EnvError, RunFailedError
 from rllib_hypermarl.rllib import checkpoints
-from tests.helpers import STEPS, assert_equal, comparable, game, parameters, private_ray, same, wait_until
+from tests.helpers import (
+    STEPS,
+    assert_equal,
+    comparable,
+    game,
+    parameters,
+    private_ray,
+    same,
+    train_until_whole,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 TWO = ("env_runners.num_env_runners=2", f"training.train_batch_size_per_learner={2 * STEPS}")
@@ -85,7 +95,7 @@ def test_a_runner_that_is_killed_while_sampling_is_left_out_and_comes_back(build
     algo = build(*TWO, *SLOW)
     algo.train()
     later(0.2, pids(algo)[:1])
-    results = [counts(algo.train()) for _ in range(8)]
+    results = [counts(result) for result in (algo.train(), *train_until_whole(algo))]
     steps = [iteration for iteration, _, _ in results]
     assert steps[0] == STEPS and steps[-1] == 2 * STEPS  # one rollout, and in the end two again
     assert set(steps) == {STEPS, 2 * STEPS}
@@ -102,8 +112,7 @@ def test_all_runners_killed_at_once_come_back_within_a_minute(build):
     first = counts(algo.train())
     assert time.monotonic() - started < 60
     assert first[0] in (STEPS, 2 * STEPS) and first[1] == first[2] == 2 * STEPS + first[0]
-    results = [counts(algo.train())[0] for _ in range(4)]
-    assert results[-1] == 2 * STEPS
+    assert counts(train_until_whole(algo)[-1])[0] == 2 * STEPS
     assert_all_have_the_current_weights(algo)
 
 

@@ -13,7 +13,7 @@ import json, logging, resource
 import psutil, ray
 from rllib_hypermarl import HyperMARLConfig
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 algo = HyperMARLConfig.from_yaml("tune_configs/dispersion.yaml", [
     "training.train_batch_size_per_learner=60000", "training.minibatch_size=2000", "run.torch_threads=1",
     "env_runners.num_envs_per_env_runner=600", "env_runners.rollout_fragment_length=100", "run.device=cpu",

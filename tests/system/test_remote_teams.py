@@ -8,7 +8,7 @@ import torch
 
 from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl.rllib import checkpoints
-from tests.helpers import STEPS, assert_equal, game, parameters, private_ray
+from tests.helpers import STEPS, assert_equal, game, parameters, private_ray, train_until_whole
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 REMOTE = (
@@ -50,9 +50,8 @@ def test_learners_runners_and_restarted_runners_get_the_changed_team(tmp_path):
     pids = algo.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    for _ in range(3):
-        algo.train()
-    assert algo.env_runner_group.num_healthy_remote_workers() == 2
+    algo.train()
+    train_until_whole(algo)
     assert teams(algo) == changed
     assert_equal(*parameters(algo))
     assert all(
