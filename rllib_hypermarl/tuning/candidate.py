@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from ray.tune import PlacementGroupFactory
 from scipy.stats import trim_mean
 
 from ..env import nearest
-from ..errors import HyperMARLError
+from ..errors import ConfigError, HyperMARLError
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
 from ..rllib.grammar import read_yaml
@@ -26,6 +27,8 @@ from ..rllib.train import TrainingRun
 from .spec import with_params
 from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, number_of
 
+CANDIDATES = "candidates"
+"""Their directory, in the sweep's."""
 STEP_SECONDS = 1.0
 
 
@@ -45,13 +48,18 @@ class Candidate(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._runs: list[TrainingRun] = []
-        self._error: str | None = None
+        self._error: dict[str, str] | None = None
         self._stop: int = config["config"]["run"]["stop_env_steps"]
         self._result: dict[str, Any] = {ENV_STEPS: 0, SEED_VALUES: [], OBJECTIVE: math.nan}
         try:
+            check_shared(Path(config["directory"]))
+        except ConfigError as error:
+            self._error = {FATAL: str(error)}
+            return
+        try:
             self._runs = [self._open(seed) for seed in config["seeds"]]
         except HyperMARLError as error:  # a config that cannot be; nothing that a new attempt would change
-            self._error = str(error)
+            self._error = {ERROR: str(error)}
             return
         every = config["report_iterations"]
         self._next_report = (self._last().algo.iteration // every + 1) * every
@@ -73,7 +81,7 @@ class Candidate(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Trains to the next report, or for a second: who waits for a trial to stop waits no longer than that."""
         if self._error is not None:
-            return {OBJECTIVE: math.nan, ENV_STEPS: 0, SEED_VALUES: [], ERROR: self._error, "done": True}
+            return {**self._result, **self._error, "done": True}
         started = time.monotonic()
         while not self._is_due() and time.monotonic() - started < STEP_SECONDS:
             self._last().iterate()
@@ -150,6 +158,12 @@ def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
     main = {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]}
     actors = actor_bundles(run) * len(config["seeds"])
     return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
+
+
+def check_shared(directory: Path) -> None:
+    """Raises: ConfigError: this node does not see the directory that the driver made."""
+    if not directory.is_dir():
+        raise ConfigError(f"--out: {platform.node()} does not see {directory}; take one that all nodes share")
 
 
 def run_dir(directory: Path, candidate: int, seed: int) -> Path:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
+from .candidate import CANDIDATES, run_dir
 from .spec import Sweep
 from .study import ENV_STEPS, ERROR, SEED_VALUES, STUDY_FILE, STUDY_NAME, candidate_of, candidates, decoded
 
@@ -68,12 +69,12 @@ def _write_best(sweep: Sweep, row: dict[str, Any], directory: Path) -> None:
     spread = f", standard deviation {statistics.stdev(row['seeds']):.4g}" if len(row["seeds"]) > 1 else ""
     header = (
         f"# Best of {settings.candidates if not sweep.is_grid else 'all'} candidates of a sweep: {settings.metric} "
-        f"{row['value']:.4g} ({settings.aggregate} over seeds {list(settings.seeds)}{spread}) after "
+        f"{row['value']:.4g}\n# ({settings.aggregate} over seeds {list(settings.seeds)}{spread}) after "
         f"{row['env_steps']:,} env steps.\n"
     )
     config = HyperMARLConfig.from_groups(sweep.groups(row["params"]))
     (directory / "best.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
-    source, target = directory / "candidates" / f"{row['candidate']:04d}" / f"seed_{seed}", directory / "best"
+    source, target = run_dir(directory / CANDIDATES, row["candidate"], seed), directory / "best"
     aside = directory / ".best"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, ignore=shutil.ignore_patterns(".*", "events.out.*"))

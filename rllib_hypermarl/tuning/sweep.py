@@ -19,7 +19,7 @@ from ..errors import ConfigError, StoppedBySignal
 from ..rllib.grammar import read_yaml
 from ..rllib.resources import check_bundles
 from ..signals import StopSignals
-from .candidate import Candidate, candidate_bundles, run_dir
+from .candidate import CANDIDATES, Candidate, candidate_bundles, run_dir
 from .results import write_results
 from .spec import Dimension, Params, Sweep, get_key
 from .study import (
@@ -72,7 +72,7 @@ def prepare(sweep: Sweep, directory: Path) -> None:
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty and holds no sweep; choose another --out")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CANDIDATES).mkdir(parents=True, exist_ok=True)
         sweep.to_yaml(file)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written ({error.strerror})") from error
@@ -105,7 +105,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
     directory = directory.absolute()
     constant = {
         "config": sweep.base,
-        "directory": str(directory / "candidates"),
+        "directory": str(directory / CANDIDATES),
         "seeds": list(settings.seeds),
         "metric": settings.metric,
         "aggregate": settings.aggregate,
@@ -184,7 +184,7 @@ def _population(search: StudySearch) -> dict[str, tuple[int, Params]]:
 
 def _now(sweep: Sweep, directory: Path, candidate: int, params: dict[int, Params]) -> Params:
     """A member's parameters: where it was interrupted, those that its run had come to."""
-    file = run_dir(directory / "candidates", candidate, sweep.settings.seeds[0]) / "config.yaml"
+    file = run_dir(directory / CANDIDATES, candidate, sweep.settings.seeds[0]) / "config.yaml"
     if not file.exists():
         return params[candidate]
     groups = read_yaml(file)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rllib_hypermarl.tuning.candidate import aggregate, candidate_bundles, newest
+from rllib_hypermarl.errors import ConfigError
+from rllib_hypermarl.tuning.candidate import aggregate, candidate_bundles, check_shared, newest
 from tests.helpers import game
 
 
@@ -27,6 +28,12 @@ def test_every_seed_s_actors_are_counted():
     assert sorted(bundle["CPU"] for bundle in bundles[1:]) == [0.5] * 4 + [1] * 2
     config["params"] = {"env_runners.num_env_runners": 0}
     assert len(candidate_bundles(config)) == 3
+
+
+def test_a_node_that_does_not_see_the_sweep_s_directory_is_named(tmp_path):
+    check_shared(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not see .*here; take one that all nodes share"):
+        check_shared(tmp_path / "here")
 
 
 @pytest.mark.parametrize("how", ["mean", "iqm"])
