@@ -108,8 +108,9 @@ class HyperMARL(PPO):
     def training_step(self) -> None:
         start = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            rollout, metrics = self._sample()
+            rollout, metrics, staleness = self._sample()
             self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+            self.metrics.log_value("weights_staleness", staleness, window=1)
 
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self.metrics.aggregate(self._update(rollout), key=LEARNER_RESULTS)
@@ -119,12 +120,12 @@ class HyperMARL(PPO):
         rate = rollout.env_steps() / (time.perf_counter() - start)
         self.metrics.log_value("env_steps_per_second", rate, window=1)
 
-    def _sample(self) -> tuple[Rollout, list[dict[str, Any]]]:
-        """One rollout of all envs, and the metrics of each runner."""
+    def _sample(self) -> tuple[Rollout, list[dict[str, Any]], int]:
+        """One rollout of all envs, the metrics of each runner, and by how many updates the weights were too old."""
         if self.config.num_env_runners == 0:
-            return self.env_runner.sample(), [self.env_runner.get_metrics()]
+            return self.env_runner.sample(), [self.env_runner.get_metrics()], 0
         self.env_runner.num_env_steps_sampled_lifetime = self.env_steps
-        return self._sampler.sample(self.env_runner.get_state())
+        return self._sampler.sample(self.env_runner.get_state(), ahead=self.config.sample_ahead)
 
     def _update(self, rollout: Rollout) -> list[dict[str, Any]]:
         """One update of every learner, each with its share of the rollout."""
@@ -158,5 +159,6 @@ class HyperMARL(PPO):
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        self._sampler.drop_request()
         super().restore_from_path(path, *args, **kwargs)
         self._sync_env_runner()

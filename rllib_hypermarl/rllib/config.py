@@ -79,6 +79,7 @@ class HyperMARLConfig(PPOConfig):
         self.normalise_obs = False
         self.normalise_values = False
         self.adaptive_lr_kl: float | None = None
+        self.sample_ahead = False
         self.early_stop_kl: float | None = None
         self.init_from: str | None = None
         self.init_like: dict[str, str] | None = None
@@ -137,6 +138,7 @@ class HyperMARLConfig(PPOConfig):
         normalise_values: bool = NotProvided,
         adaptive_lr_kl: float | None = NotProvided,
         early_stop_kl: float | None = NotProvided,
+        sample_ahead: bool = NotProvided,
         init_from: str | None = NotProvided,
         init_like: dict[str, str] | None = NotProvided,
         init_heads: Sequence[Head] = NotProvided,
@@ -167,6 +169,7 @@ class HyperMARLConfig(PPOConfig):
             adaptive_lr_kl: a learning rate that falls after epochs whose KL divergence from the sampling policy is
                 over twice this, and rises after those under half of it; it begins at `lr`. None: off.
             early_stop_kl: no further epoch over a rollout after one of a greater divergence. None: off.
+            sample_ahead: remote env runners sample the next rollout while learners work, with the weights of before.
             init_from: a run or checkpoint whose networks a new run starts from, policies by name. Its files are
                 pickles, which can run code: only your own.
             init_like: policy of this run -> policy of `init_from` that it starts as.

@@ -96,6 +96,7 @@ def _change(algo: HyperMARL, patterns: Patterns, frozen: Sequence[str], like: Ma
     config = algo.config.copy(copy_frozen=False)
     config.policy_patterns, config.frozen = patterns, frozen
     config.validate()
+    algo._sampler.drop_request()
     spec = config.get_multi_rl_module_spec(spaces=algo.spaces)[HYPER].model_config[MODEL_SPEC]
     seed = random.randrange(2**31) if config.seed is None else config.seed + _SEED_STRIDE * len(spec["policies"])
     _on_learners(algo, functools.partial(change_learner, spec=ModelSpec.from_dict(spec), like=like, seed=seed))

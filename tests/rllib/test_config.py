@@ -203,6 +203,8 @@ def test_wrong_types_are_named(override, key):
         ("training.entropy_coeff=-0.1", "expected numbers of at least 0"),
         ("hypermarl.huber_delta=0", "hypermarl.huber_delta is 0"),
         ("hypermarl.early_stop_kl=-1", "hypermarl.early_stop_kl is -1"),
+        ("hypermarl.sample_ahead=true", "only remote env runners can: set env_runners.num_env_runners"),
+        ("run.max_failures=-1", "run.max_failures is -1"),
         ("training.clip_param=-0.2", "training.clip_param is -0.2"),
         ("training.grad_clip=0", "training.grad_clip is 0"),
         ("training.num_epochs=0", "training.num_epochs is 0"),

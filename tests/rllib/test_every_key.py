@@ -64,6 +64,7 @@ ELSEWHERE = {
     "hypermarl.init_from": "test_a_run_starts_with_another_run_s_networks_for_more_agents_and_for_fewer",
     "hypermarl.init_like": "test_copies_of_what_two_have_learned_solve_the_game_of_four_at_once",
     "hypermarl.init_heads": "test_a_central_critic_is_left_behind_where_the_config_says_so",
+    "hypermarl.sample_ahead": "test_sampling_ahead_is_one_update_behind_and_repeats_with_its_seed",
     "env_runners.num_env_runners": "test_two_runs_of_one_seed_with_two_remote_runners_are_one",
     "env_runners.sample_timeout_s": "test_a_runner_that_hangs_is_left_out_and_what_it_sends_later_is_dropped",
     "env_runners.num_cpus_per_env_runner": "test_a_build_that_needs_more_than_the_cluster_has_says_so_at_once",

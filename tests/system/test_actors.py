@@ -223,6 +223,43 @@ def test_after_a_restore_every_runner_samples_with_the_restored_weights(build, t
     assert counts(algo.train())[1] == 8 * STEPS
 
 
+AHEAD = (*TWO, "hypermarl.sample_ahead=true")
+
+
+def test_sampling_ahead_is_one_update_behind_and_repeats_with_its_seed(build):
+    runs = []
+    for _ in range(2):
+        algo = build(*AHEAD)
+        results = [algo.train() for _ in range(4)]
+        assert [result["weights_staleness"] for result in results] == [0, 1, 1, 1]
+        assert [counts(result) for result in results] == [
+            (2 * STEPS, n * 2 * STEPS, n * 2 * STEPS) for n in (1, 2, 3, 4)
+        ]
+        runs.append([comparable(result) for result in results])
+        algo.stop()
+    assert same(*({"rows": dict(enumerate(run))} for run in runs))
+    algo = build(*TWO)
+    plain = [algo.train() for _ in range(4)]
+    assert [result["weights_staleness"] for result in plain] == [0] * 4
+    assert not same(comparable(plain[-1]), runs[0][-1])
+
+
+def test_sampling_ahead_learns_survives_a_killed_runner_and_a_changed_team(build, tmp_path):
+    algo = build(*AHEAD, "training.lr=3e-3")  # slower than 1e-2 does without being behind
+    algo.train()
+    os.kill(pids(algo)[0], signal.SIGKILL)
+    train_until_whole(algo)
+    for _ in range(80):
+        result = algo.train()
+    assert result["env_runners"]["agent_return_mean"] > 5 * 0.85
+    algo.add_policy("scout", "agent_3")
+    after = [algo.train()["weights_staleness"] for _ in range(2)]
+    assert after == [0, 1]  # what had been asked for was of the old team
+    restored = checkpoints.load(checkpoints.save(algo, tmp_path))
+    assert [restored.train()["weights_staleness"] for _ in range(2)] == [0, 1]
+    restored.stop()
+
+
 def test_runners_and_learners_together_learn(build):
     algo = build(
         *TWO[:1], "learners.num_learners=2",
