@@ -30,7 +30,8 @@ class Head:
 
     def __init__(self):
         self.home = Path(tempfile.mkdtemp(prefix="hm_", dir="/tmp"))  # short: sockets lie below it
-        self.env = environment(HOME=str(self.home), RAY_AUTH_MODE="token")
+        path = f"{RAY.parent}:{os.environ['PATH']}"  # a job's `python` is the one that the head finds
+        self.env = environment(HOME=str(self.home), RAY_AUTH_MODE="token", PATH=path)
         self.port, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.ray("get-auth-token", "--generate")
