@@ -47,10 +47,14 @@ class Head:
                               timeout=300, cwd=self.home)  # fmt: skip
 
     def submit(self, *arguments, options=(), **env):
-        working_dir = ("--address", self.address, "--working-dir", ROOT)
-        return self.ray(
-            "job", "submit", *working_dir, *options, "--", "python", "-m", "rllib_hypermarl", *arguments, **env
-        )
+        where = ("--address", self.address, "--working-dir", ROOT)
+        command = ("python", "-m", "rllib_hypermarl", *arguments)
+        deadline = time.monotonic() + 90
+        while True:
+            done = self.ray("job", "submit", *where, *options, "--", *command, **env)
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:  # a head that has just started
+                return done
+            time.sleep(1)
 
     def stop(self):
         # Only processes of this head: `ray stop` would stop those of other tests, too.
