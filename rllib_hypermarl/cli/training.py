@@ -30,8 +30,7 @@ def start_run(
     """Trains a new run, or goes on with an old one.
 
     Args:
-        config: of a new run; for an old one, only its `run.stop_env_steps` and `run.checkpoint_seconds` count. None:
-            as the run has it.
+        config: of a new run; for an old one, only what it says of stopping and saving counts. None: as the run has it.
         resume: whether `run_dir` holds a run; one that has no checkpoint yet starts again.
     """
     checkpoint = None
@@ -85,7 +84,7 @@ def _train(
                 algo,
                 run_dir,
                 stop_env_steps=stop,
-                checkpoint_seconds=settings.checkpoint_seconds,
+                settings=settings,
                 on_result=report.update,
                 signals=signals,
             )

@@ -25,8 +25,12 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint_\d+")
 
 
-def save(algo: HyperMARL, run_dir: Path, keep: int = 2) -> Path:
-    """Writes `run_dir/checkpoint_ITERATION` whole or not at all, and removes all but the newest `keep`."""
+def save(algo: HyperMARL, run_dir: Path, keep: int = 2, keep_every: int | None = None) -> Path:
+    """Writes `run_dir/checkpoint_ITERATION` whole or not at all, and removes all but the newest `keep`.
+
+    Args:
+        keep_every: env steps; the first checkpoint at or after each multiple of it stays, too. None: none does.
+    """
     target = run_dir / f"checkpoint_{algo.iteration:06d}"
     if target.exists():
         return target
@@ -42,9 +46,19 @@ def save(algo: HyperMARL, run_dir: Path, keep: int = 2) -> Path:
     }
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     aside.rename(target)
+    stays = _milestones(run_dir, keep_every) if keep_every else set()
     for old in list_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old not in stays:
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _milestones(run_dir: Path, every: int) -> set[Path]:
+    """The first checkpoint at or after each multiple of `every` env steps."""
+    first: dict[int, Path] = {}
+    for path in list_checkpoints(run_dir):
+        first.setdefault(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["env_steps"] // every, path)
+    return {path for multiple, path in first.items() if multiple}
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

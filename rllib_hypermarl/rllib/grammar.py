@@ -45,7 +45,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "min_sample_timesteps_per_iteration",
     ),
     "resources": ("num_cpus_for_main_process", "custom_resources_for_main_process", "placement_strategy"),
-    "run": ("seed", "stop_env_steps", "checkpoint_seconds", "max_failures", "device", "torch_threads"),
+    "run": (
+        "seed", "stop_env_steps", "checkpoint_seconds", "milestone_env_steps", "max_failures", "device",
+        "torch_threads",
+    ),
 }  # fmt: skip
 TOP_LEVEL = ("env", "env_config", "policies")
 

@@ -18,7 +18,10 @@ from .grammar import ConfigError, read_yaml
 
 RESULTS = "result.json"
 # A run may go on longer, or save more often, and is still the same run.
-_FREE = {("run", key) for key in ("stop_env_steps", "checkpoint_seconds", "max_failures", "torch_threads")}
+_FREE = {
+    ("run", key)
+    for key in ("stop_env_steps", "checkpoint_seconds", "milestone_env_steps", "max_failures", "torch_threads")
+}
 
 
 class RunDir:

@@ -14,6 +14,7 @@ from ..errors import StoppedBySignal
 from ..signals import GRACE_SECONDS, StopSignals
 from . import checkpoints
 from .algorithm import HyperMARL
+from .config import HyperMARLConfig
 from .run_dir import RESULTS, RunDir
 
 
@@ -22,30 +23,38 @@ class TrainingRun:
 
     Args:
         run_dir: results are appended there; rows newer than the algorithm's iteration are dropped.
-        checkpoint_seconds: the longest a finished iteration stays unsaved.
+        settings: `checkpoint_seconds` and `milestone_env_steps` say what is saved when, and what is kept.
     """
 
-    def __init__(self, algo: HyperMARL, run_dir: Path, checkpoint_seconds: float):
+    def __init__(self, algo: HyperMARL, run_dir: Path, settings: HyperMARLConfig):
         self.algo, self.path = algo, run_dir
         self.files = RunDir(run_dir, algo.iteration)
-        self._checkpoint_seconds = checkpoint_seconds
+        self._settings = settings
         self._saved = time.monotonic()
 
     def iterate(self, guard: AbstractContextManager[Any] | None = None) -> dict[str, Any]:
         """Trains for one iteration, inside `guard`; logs the result, and saves if it is time."""
-        started = time.monotonic()
+        started, env_steps = time.monotonic(), self.algo.env_steps
         with guard or contextlib.nullcontext():
             result = self.algo.train()
         self.files.append(result)
         now = time.monotonic()
-        if now - self._saved >= self._checkpoint_seconds or now - started >= GRACE_SECONDS:
+        if (
+            now - self._saved >= self._settings.checkpoint_seconds
+            or now - started >= GRACE_SECONDS
+            or self._passed_milestone(env_steps)
+        ):
             self.save()
         return result
+
+    def _passed_milestone(self, env_steps: int) -> bool:
+        every = self._settings.milestone_env_steps
+        return every is not None and self.algo.env_steps // every > env_steps // every
 
     def save(self) -> Path:
         """Saves the last finished iteration, unless it has been."""
         self._saved = time.monotonic()
-        return checkpoints.save(self.algo, self.path)
+        return checkpoints.save(self.algo, self.path, keep_every=self._settings.milestone_env_steps)
 
     def jump(self, checkpoint: Path) -> None:
         """Goes on from another run's checkpoint, with this one's config. Results beside it take the place of ours."""
@@ -67,21 +76,21 @@ def train(
     run_dir: Path,
     *,
     stop_env_steps: int,
-    checkpoint_seconds: float,
+    settings: HyperMARLConfig,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
     signals: StopSignals | None = None,
 ) -> None:
     """Trains until `stop_env_steps`, from wherever the algorithm stands.
 
     Args:
-        run_dir, checkpoint_seconds: see `TrainingRun`.
+        run_dir, settings: see `TrainingRun`.
         on_result: called with each iteration's result.
         signals: those of the command, if they were watched already.
 
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; a checkpoint is on disk.
     """
-    run = TrainingRun(algo, run_dir, checkpoint_seconds)
+    run = TrainingRun(algo, run_dir, settings)
     signals = signals or StopSignals()
     with signals.installed(), contextlib.closing(run):
         while algo.env_steps < stop_env_steps and signals.received is None:

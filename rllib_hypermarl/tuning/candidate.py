@@ -76,7 +76,7 @@ class Candidate(tune.Trainable):
             algo = config.build_algo()
             if saved:
                 algo.restore_from_path(saved.absolute())
-        return TrainingRun(algo, path, config.checkpoint_seconds)
+        return TrainingRun(algo, path, config)
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report, or for a second: who waits for a trial to stop waits no longer than that."""

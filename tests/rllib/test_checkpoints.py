@@ -10,6 +10,7 @@ import torch
 from rllib_hypermarl import HyperMARL, HyperMARLConfig
 from rllib_hypermarl.errors import CheckpointError
 from rllib_hypermarl.rllib import checkpoints
+from rllib_hypermarl.rllib.train import TrainingRun
 from tests.helpers import STEPS, comparable, game, same, weights
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -134,6 +135,18 @@ def test_the_newest_two_are_kept_and_nothing_unfinished_is_left(tmp_path):
     algo.stop()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000003", "checkpoint_000004"]
     assert checkpoints.find(tmp_path).name == "checkpoint_000004"
+
+
+def test_checkpoints_at_milestones_stay(tmp_path):
+    algo = build(f"run.milestone_env_steps={2 * STEPS}", "run.checkpoint_seconds=1000")
+    run = TrainingRun(algo, tmp_path, algo.config)
+    for _ in range(7):
+        run.iterate()
+        assert run.algo.iteration != 5 or run.save()  # between milestones: goes as others do
+    run.save()
+    run.close()
+    algo.stop()
+    assert [path.name[-1] for path in checkpoints.list_checkpoints(tmp_path)] == ["2", "4", "6", "7"]
 
 
 def test_a_save_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):

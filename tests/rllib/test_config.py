@@ -229,6 +229,7 @@ def test_wrong_types_are_named(override, key):
         ("run.torch_threads=0", "run.torch_threads is 0"),
         ("run.stop_env_steps=0", "run.stop_env_steps is 0"),
         ("run.checkpoint_seconds=-1", "run.checkpoint_seconds is -1"),
+        ("run.milestone_env_steps=0", "run.milestone_env_steps is 0"),
         ("env=games/specialization", "did you mean 'games/specialisation'?"),
         ("env=nowhere", "unknown env 'nowhere'"),
         ("env=tests.nowhere:Env", "env 'tests.nowhere:Env' cannot be imported"),

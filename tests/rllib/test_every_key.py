@@ -85,6 +85,7 @@ ELSEWHERE = {
     "resources.placement_strategy": "test_a_trial_asks_for_what_the_resource_keys_say",
     "run.stop_env_steps": "test_two_runs_of_a_game_are_one_and_so_is_one_that_stopped_half_way",
     "run.checkpoint_seconds": "test_a_kill_loses_at_most_the_checkpoint_interval",
+    "run.milestone_env_steps": "test_checkpoints_at_milestones_stay",
     "run.max_failures": "test_a_run_that_loses_a_learner_goes_on_from_its_last_checkpoint",
     "run.device": "test_a_missing_cuda_device_is_named",
     "run.torch_threads": "test_threads_are_those_that_the_key_names",
