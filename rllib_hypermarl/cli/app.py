@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import signal
@@ -10,16 +11,26 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import HyperMARLError, StoppedBySignal
 
+if TYPE_CHECKING:
+    from ..storage import Storage
+
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[K=V]...")
-_RUN_DIR = click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-_RUN_PATH = click.argument("path", metavar="RUN_DIR|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
+_RUN_DIR = click.argument("run_dir")
+_RUN_PATH = click.argument("path", metavar="RUN_DIR|CHECKPOINT")
+_WAIT = click.option(
+    "--wait-for-nodes",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="For an autoscaler to bring them.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -31,45 +42,48 @@ def app() -> None:
 @app.command()
 @_CONFIG
 @_OVERRIDES
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory; default runs/NAME-TIME.")
+@click.option("--out", help="Run directory, or a URI such as s3://bucket/run; default runs/NAME-TIME.")
 @click.option("--seed", type=int, help="The same as run.seed=SEED.")
-def train(config: Path, overrides: tuple[str, ...], out: Path | None, seed: int | None) -> None:
+@_WAIT
+def train(config: Path, overrides: tuple[str, ...], out: str | None, seed: int | None, wait_for_nodes: float) -> None:
     """Train; with --out of a run of the same config, go on with it."""
     from ..rllib.config import HyperMARLConfig
     from ..rllib.run_dir import check_same_run
-    from .ray_session import output_directory
+    from .ray_session import output_storage
     from .training import start_run
 
     extra = [] if seed is None else [f"run.seed={seed}"]
     parsed = HyperMARLConfig.from_yaml(config, [*overrides, *extra])
     parsed.validate()
-    run_dir = output_directory(out, config.stem)
-    exists = check_same_run(run_dir, parsed)
-    start_run(run_dir, parsed, resume=exists)
+    storage = output_storage(out, config.stem)
+    storage.fetch()
+    exists = check_same_run(storage.path, parsed)
+    start_run(storage, parsed, resume=exists, wait_for_nodes=wait_for_nodes)
 
 
 @app.command()
 @_CONFIG
 @_OVERRIDES
-@click.option("--out", type=click.Path(path_type=Path), help="Directory of the sweep; default runs/NAME-TIME.")
-def tune(config: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+@click.option("--out", help="Directory of the sweep, or a URI such as s3://bucket/sweep; default runs/NAME-TIME.")
+@_WAIT
+def tune(config: Path, overrides: tuple[str, ...], out: str | None, wait_for_nodes: float) -> None:
     """Search for a better config; with --out of the same sweep, go on with it. tune.key=value changes its settings."""
     from ..tuning.spec import Sweep
-    from .ray_session import output_directory
+    from .ray_session import output_storage
     from .tuning import start_sweep
 
     sweep = Sweep.from_yaml(config, overrides)
-    start_sweep(sweep, output_directory(out, config.stem))
+    start_sweep(sweep, output_storage(out, config.stem), wait_for_nodes)
 
 
 @app.command()
 @_RUN_DIR
 @click.option("--stop-env-steps", type=click.IntRange(min=1), help="Train on to this number of env steps.")
-def resume(run_dir: Path, stop_env_steps: int | None) -> None:
+def resume(run_dir: str, stop_env_steps: int | None) -> None:
     """Go on with a run from its newest checkpoint (opened as pickles, which can run code: only your own)."""
     from .training import start_run
 
-    start_run(run_dir, None, resume=True, stop_env_steps=stop_env_steps)
+    start_run(_stored(run_dir), None, resume=True, stop_env_steps=stop_env_steps)
 
 
 @app.command()
@@ -77,20 +91,26 @@ def resume(run_dir: Path, stop_env_steps: int | None) -> None:
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
 @_JSON
-def evaluate(path: Path, episodes: int, seed: int, as_json: bool) -> None:
+def evaluate(path: str, episodes: int, seed: int, as_json: bool) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
     from ..evaluation import evaluate as play
     from ..rllib import checkpoints
     from .ray_session import ray_session
 
-    checkpoint = checkpoints.find(path)
+    stored = _stored(path)
+    checkpoint = checkpoints.find(stored.path)
     with ray_session():
         algo = checkpoints.load(checkpoint)
         runner = algo.env_runner
         env = runner.make_batched_env(min(episodes, 256))
         results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary(())
         keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
-        report = {"checkpoint": str(checkpoint), "env_steps": algo.env_steps, "episodes": episodes, "seed": seed}
+        report = {
+            "checkpoint": str(checkpoint).replace(str(stored.path), str(stored)),
+            "env_steps": algo.env_steps,
+            "episodes": episodes,
+            "seed": seed,
+        }
         report |= {key: results[key] for key in keys}
         algo.stop()
     _print(report, as_json)
@@ -147,18 +167,20 @@ def bench(what: str, rounds: int, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument(
-    "runs", nargs=-1, required=True, metavar="DIR...", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("runs", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+def report(runs: tuple[str, ...], out: Path | None) -> None:
     """Draw the learning curves of runs into curves.png, with their numbers in curves.json."""
     from ..report.curves import plot_curves, read_curve
+    from ..storage import is_uri
 
-    out = out or runs[0]
+    paths = [_stored(run).path for run in runs]
+    if out is None and is_uri(runs[0]):
+        raise click.UsageError("--out: give a directory for the figures, runs are at a URI")
+    out = out or paths[0]
     out.mkdir(parents=True, exist_ok=True)
     try:
-        curves = [read_curve(run) for run in runs]
+        curves = [read_curve(path) for path in paths]
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     (out / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
@@ -167,6 +189,18 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- printing
+
+
+def _stored(where: str) -> Storage:
+    """What somebody names to read from; of a URI, a copy that is removed when the command ends."""
+    from ..storage import Storage
+
+    storage = Storage(where)
+    atexit.register(storage.discard)
+    storage.fetch()
+    if not storage.path.exists() or (storage.uri and not any(storage.path.iterdir())):
+        raise click.UsageError(f"{where!r} does not exist")
+    return storage
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

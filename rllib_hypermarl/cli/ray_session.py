@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from ..errors import ConfigError, RunFailedError
 from ..rllib.resources import granted_cpus
+from ..storage import Storage, is_uri
 
 
 @contextlib.contextmanager
@@ -44,13 +45,15 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def output_directory(out: Path | None, name: str) -> Path:
+def output_storage(out: str | None, name: str) -> Storage:
     """Where a command writes to: `out`, or a directory below `runs/` in the working directory.
 
     Raises:
         ConfigError: the working directory is a Ray job's, which is deleted after the job.
     """
-    path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not path.is_absolute() and "runtime_resources" in Path.cwd().parts:
-        raise ConfigError(f"{path} would be lost with this Ray job's working directory: give --out an absolute path")
-    return path
+    where = out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not is_uri(where) and not Path(where).is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise ConfigError(
+            f"{where} would be lost with this Ray job's working directory: give --out an absolute path or a URI"
+        )
+    return Storage(where)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,24 +16,33 @@ from ..errors import ActorsLostError, HyperMARLError, RunFailedError, StoppedByS
 from ..rllib import checkpoints
 from ..rllib.algorithm import HyperMARL
 from ..rllib.config import HyperMARLConfig
+from ..rllib.resources import check_resources
 from ..rllib.run_dir import RunDir
 from ..rllib.train import train
 from ..signals import StopSignals
+from ..storage import Storage
 from .ray_session import ray_session
 
 _LINE_SECONDS = 10.0  # between lines where there is no terminal
 
 
 def start_run(
-    run_dir: Path, config: HyperMARLConfig | None, *, resume: bool, stop_env_steps: int | None = None
+    storage: Storage,
+    config: HyperMARLConfig | None,
+    *,
+    resume: bool,
+    stop_env_steps: int | None = None,
+    wait_for_nodes: float = 0.0,
 ) -> None:
     """Trains a new run, or goes on with an old one.
 
     Args:
+        storage: of the run, fetched.
         config: of a new run; for an old one, only what it says of stopping and saving counts. None: as the run has it.
-        resume: whether `run_dir` holds a run; one that has no checkpoint yet starts again.
+        resume: whether `storage` holds a run; one that has no checkpoint yet starts again.
+        wait_for_nodes: seconds that an autoscaler has to bring what the actors need.
     """
-    checkpoint = None
+    run_dir, checkpoint = storage.path, None
     if resume and config is None and not checkpoints.list_checkpoints(run_dir) and (run_dir / "config.yaml").exists():
         config = HyperMARLConfig.from_yaml(run_dir / "config.yaml")  # killed before its first checkpoint
     elif resume and (config is None or checkpoints.list_checkpoints(run_dir)):
@@ -41,15 +50,18 @@ def start_run(
         checkpoints.verify(checkpoint)  # before anything is started
     if config is not None:
         RunDir.create(run_dir, config)
+        storage.send()  # before anything is started: it may not be writable
     signals = StopSignals()
-    with signals.starting(), ray_session():
+    with signals.starting(), ray_session(), contextlib.closing(storage):
         failures = 0
         while True:
+            if config is not None:
+                check_resources(config, wait_for_nodes)
             algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
             settings = config or algo.config
             stop = stop_env_steps or settings.stop_env_steps
             try:
-                _train(algo, run_dir, settings, stop, signals, resumes=checkpoint is not None)
+                _train(algo, storage, settings, stop, signals, resumes=checkpoint is not None)
                 break
             except ActorsLostError as error:
                 failures += 1
@@ -67,29 +79,29 @@ def start_run(
             config = config or HyperMARLConfig.from_yaml(run_dir / "config.yaml")
             checkpoint = checkpoints.find(run_dir) if checkpoints.list_checkpoints(run_dir) else None
     command = "python -m rllib_hypermarl"
-    print(f"done: {stop:,} env steps; the run is in {run_dir}")
-    print(f"  evaluate: {command} evaluate {run_dir} --episodes 200")
-    print(f"  go on:    {command} resume {run_dir} --stop-env-steps {2 * stop}")
-    print(f"  plot:     {command} report {run_dir}")
+    print(f"done: {stop:,} env steps; the run is in {storage}")
+    print(f"  evaluate: {command} evaluate {storage} --episodes 200")
+    print(f"  go on:    {command} resume {storage} --stop-env-steps {2 * stop}")
+    print(f"  plot:     {command} report {storage}")
 
 
 def _train(
-    algo: HyperMARL, run_dir: Path, settings: HyperMARLConfig, stop: int, signals: StopSignals, *, resumes: bool
+    algo: HyperMARL, storage: Storage, settings: HyperMARLConfig, stop: int, signals: StopSignals, *, resumes: bool
 ) -> None:
     try:
         with ProgressReport(stop, algo.env_steps) as report:
             if resumes:
-                report.say(f"resuming {run_dir} at {algo.env_steps:,} env steps")
+                report.say(f"resuming {storage} at {algo.env_steps:,} env steps")
             train(
                 algo,
-                run_dir,
+                storage,
                 stop_env_steps=stop,
                 settings=settings,
                 on_result=report.update,
                 signals=signals,
             )
     except StoppedBySignal as stopped:
-        print(f"{stopped}; go on with: python -m rllib_hypermarl resume {run_dir}", file=sys.stderr)
+        print(f"{stopped}; go on with: python -m rllib_hypermarl resume {storage}", file=sys.stderr)
         raise
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from ..errors import StoppedBySignal
 from ..signals import StopSignals
+from ..storage import Storage
 from ..tuning.results import rank, short, table
 from ..tuning.spec import Sweep
 from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE, number_of
@@ -23,27 +23,33 @@ from .ray_session import ray_session
 _LINE_SECONDS = 10.0
 
 
-def start_sweep(sweep: Sweep, directory: Path) -> None:
+def start_sweep(sweep: Sweep, storage: Storage, wait_for_nodes: float = 0.0) -> None:
     """Runs a sweep, or goes on with it, and prints the ranking."""
-    prepare(sweep, directory)
+    storage.fetch(whole=False)
+    prepare(sweep, storage.path)
+    storage.send()  # before anything is started: it may not be writable
     # Ours ends the sweep on SIGINT as on SIGTERM; Tune would put its own in place of it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be turned off
     signals = StopSignals()
-    with only_driver(directory), signals.starting(), ray_session():
+    with only_driver(storage.path), signals.starting(), ray_session():
         try:
-            study = run_sweep(sweep, directory, SweepReport(sweep), signals)
+            study = run_sweep(sweep, storage, SweepReport(sweep), signals, wait_for_nodes)
         except StoppedBySignal as stopped:
-            print(f"{stopped}; the same command goes on with the sweep in {directory}", file=sys.stderr)
+            print(f"{stopped}; the same command goes on with the sweep in {storage}", file=sys.stderr)
             raise
-    rows = rank(sweep, study)
+        finally:
+            storage.send()
+    rows, has_best = rank(sweep, study), (storage.path / "best.yaml").exists()
+    storage.close()
     console = Console()
     console.print(table(rows), width=None if console.is_terminal else 140)
     command = "python -m rllib_hypermarl"
-    print(f"the sweep is in {directory}; its page is {directory / 'index.html'}")
-    if (directory / "best.yaml").exists():
-        print(f"  train the best: {command} train {directory / 'best.yaml'}")
-        print(f"  evaluate it:    {command} evaluate {directory / 'best'} --episodes 200")
+    print(f"the sweep is in {storage}; its page is {storage.below('index.html')}")
+    if has_best:
+        if storage.uri is None:
+            print(f"  train the best: {command} train {storage.below('best.yaml')}")
+        print(f"  evaluate it:    {command} evaluate {storage.below('best')} --episodes 200")
 
 
 class SweepReport(tune.Callback):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from ..errors import ConfigError
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 Bundle = Mapping[str, float]
 """Resource -> amount that one actor takes."""
+_SAY_SECONDS = 60.0
 
 
 def granted_cpus() -> int:
@@ -53,10 +57,13 @@ def actor_bundles(config: HyperMARLConfig) -> list[Bundle]:
     return [runner] * config.num_env_runners + [learner] * config.num_learners
 
 
-def check_resources(config: HyperMARLConfig) -> None:
+def check_resources(config: HyperMARLConfig, wait_seconds: float = 0.0) -> None:
     """Refuses a config whose actors the cluster could never start.
 
     Inside a placement group (a Tune trial's), Ray has reserved what is needed already.
+
+    Args:
+        wait_seconds: see `check_bundles`.
 
     Raises:
         ConfigError: names what is asked for and what there is.
@@ -66,24 +73,53 @@ def check_resources(config: HyperMARLConfig) -> None:
             actor_bundles(config),
             f"{config.num_env_runners} env runners and {config.num_learners} learners",
             "lower env_runners.num_env_runners or learners.num_learners (0: in this process), or what each takes",
+            wait_seconds,
         )
 
 
-def check_bundles(bundles: Sequence[Bundle], who: str, advice: str) -> None:
+def check_bundles(bundles: Sequence[Bundle], who: str, advice: str, wait_seconds: float = 0.0) -> None:
     """Refuses bundles that the cluster's nodes could not hold even if they were idle.
+
+    Args:
+        who: needs them; begins the message.
+        advice: what else to do than to wait.
+        wait_seconds: how long an autoscaler is given to bring nodes. It is asked for them, and a line a minute says
+            what is missing.
 
     Raises:
         ConfigError: names what is asked for and what there is.
     """
+    lacking = _lacking(bundles)
+    if lacking and wait_seconds:
+        needed = [{kind: number for kind, number in bundle.items() if number} for bundle in bundles]
+        request_resources(bundles=needed)
+        try:
+            started, said = time.monotonic(), -math.inf
+            while lacking and (now := time.monotonic()) - started < wait_seconds:
+                if now - said >= _SAY_SECONDS:
+                    said = now
+                    print(f"waiting for nodes: {who} {lacking}", file=sys.stderr, flush=True)
+                time.sleep(1)
+                lacking = _lacking(bundles)
+        finally:
+            request_resources(bundles=[])  # nodes that came stay for the autoscaler's idle time
+    if lacking:
+        waited = f" after {wait_seconds:g} s" if wait_seconds else ""
+        raise ConfigError(f"{who} {lacking}{waited}: {advice}; where an autoscaler brings nodes, --wait-for-nodes 600")
+
+
+def _lacking(bundles: Sequence[Bundle]) -> str:
+    """What the cluster has too little of for these bundles, in words; empty if nothing."""
     asked: Counter[str] = Counter()
     for bundle in bundles:
         asked.update(bundle)
     there = ray.cluster_resources()
     for kind, number in asked.items():
         if number > there.get(kind, 0):
-            raise ConfigError(f"{who} need {number:g} {kind}, the cluster has {there.get(kind, 0):g}: {advice}")
+            return f"need {number:g} {kind}, the cluster has {there.get(kind, 0):g}"
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for bundle in bundles:
         if not any(all(node.get(kind, 0) >= number for kind, number in bundle.items()) for node in nodes):
             needs = ", ".join(f"{number:g} {kind}" for kind, number in bundle.items() if number)
-            raise ConfigError(f"{who}: one of them needs {needs} on one node, and no node has that: {advice}")
+            return f"need {needs} on one node for one of them, and no node has that"
+    return ""

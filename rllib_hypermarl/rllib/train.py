@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import StoppedBySignal
 from ..signals import GRACE_SECONDS, StopSignals
+from ..storage import Storage
 from . import checkpoints
 from .algorithm import HyperMARL
 from .config import HyperMARLConfig
@@ -22,13 +23,13 @@ class TrainingRun:
     """An algorithm and the directory that its results and checkpoints go to.
 
     Args:
-        run_dir: results are appended there; rows newer than the algorithm's iteration are dropped.
+        storage: of the run; results are appended there, rows newer than the algorithm's iteration dropped.
         settings: `checkpoint_seconds` and `milestone_env_steps` say what is saved when, and what is kept.
     """
 
-    def __init__(self, algo: HyperMARL, run_dir: Path, settings: HyperMARLConfig):
-        self.algo, self.path = algo, run_dir
-        self.files = RunDir(run_dir, algo.iteration)
+    def __init__(self, algo: HyperMARL, storage: Storage, settings: HyperMARLConfig):
+        self.algo, self.path, self.storage = algo, storage.path, storage
+        self.files = RunDir(self.path, algo.iteration)
         self._settings = settings
         self._saved = time.monotonic()
 
@@ -54,7 +55,9 @@ class TrainingRun:
     def save(self) -> Path:
         """Saves the last finished iteration, unless it has been."""
         self._saved = time.monotonic()
-        return checkpoints.save(self.algo, self.path, keep_every=self._settings.milestone_env_steps)
+        path = checkpoints.save(self.algo, self.path, keep_every=self._settings.milestone_env_steps)
+        self.storage.send_soon()
+        return path
 
     def jump(self, checkpoint: Path) -> None:
         """Goes on from another run's checkpoint, with this one's config. Results beside it take the place of ours."""
@@ -69,11 +72,12 @@ class TrainingRun:
 
     def close(self) -> None:
         self.files.close()
+        self.storage.wait()
 
 
 def train(
     algo: HyperMARL,
-    run_dir: Path,
+    storage: Storage,
     *,
     stop_env_steps: int,
     settings: HyperMARLConfig,
@@ -83,14 +87,14 @@ def train(
     """Trains until `stop_env_steps`, from wherever the algorithm stands.
 
     Args:
-        run_dir, settings: see `TrainingRun`.
+        storage, settings: see `TrainingRun`.
         on_result: called with each iteration's result.
         signals: those of the command, if they were watched already.
 
     Raises:
         StoppedBySignal: SIGINT or SIGTERM came; a checkpoint is on disk.
     """
-    run = TrainingRun(algo, run_dir, settings)
+    run = TrainingRun(algo, storage, settings)
     signals = signals or StopSignals()
     with signals.installed(), contextlib.closing(run):
         while algo.env_steps < stop_env_steps and signals.received is None:

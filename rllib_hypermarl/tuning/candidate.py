@@ -24,6 +24,7 @@ from ..rllib.grammar import read_yaml
 from ..rllib.resources import actor_bundles
 from ..rllib.run_dir import RESULTS, RunDir
 from ..rllib.train import TrainingRun
+from ..storage import Storage
 from .spec import with_params
 from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, number_of
 
@@ -39,7 +40,7 @@ class Candidate(tune.Trainable):
     the checkpoints it finds there. All runs advance together, so that pruning compares equal numbers of env steps.
 
     Config (`sweep.py` makes it):
-        directory: of all candidates.
+        storage: of the sweep, as `Storage` takes it: a directory that all nodes see, or a URI.
         config: groups of the base config; `params`: what this candidate has otherwise.
         seeds, metric, aggregate, cpus_per_trial, gpus_per_trial: as in `Settings`.
         report_iterations: iterations of each run between two results.
@@ -52,7 +53,7 @@ class Candidate(tune.Trainable):
         self._stop: int = config["config"]["run"]["stop_env_steps"]
         self._result: dict[str, Any] = {ENV_STEPS: 0, SEED_VALUES: [], OBJECTIVE: math.nan}
         try:
-            check_shared(Path(config["directory"]))
+            check_shared(Storage(config["storage"]))
         except ConfigError as error:
             self._error = {FATAL: str(error)}
             return
@@ -65,7 +66,9 @@ class Candidate(tune.Trainable):
         self._next_report = (self._last().algo.iteration // every + 1) * every
 
     def _open(self, seed: int) -> TrainingRun:
-        path = run_dir(Path(self.config["directory"]), number_of(self.logdir), seed)
+        storage = run_storage(Storage(self.config["storage"]), number_of(self.logdir), seed)
+        storage.fetch()
+        path = storage.path
         config = HyperMARLConfig.from_groups(with_params(self.config["config"], self.config[PARAMS])).run(seed=seed)
         config.validate()
         saved = checkpoints.find(path) if checkpoints.list_checkpoints(path) else None
@@ -76,7 +79,7 @@ class Candidate(tune.Trainable):
             algo = config.build_algo()
             if saved:
                 algo.restore_from_path(saved.absolute())
-        return TrainingRun(algo, path, config)
+        return TrainingRun(algo, storage, config)
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report, or for a second: who waits for a trial to stop waits no longer than that."""
@@ -104,6 +107,8 @@ class Candidate(tune.Trainable):
         done = env_steps >= self._stop
         if done:
             self._save()
+            for run in self._runs:
+                run.storage.send()  # whoever hears that it is done finds it there
         self._next_report += self.config["report_iterations"]
         values = [newest(run.files.rows, metric) for run in self._runs]
         self._result = {ENV_STEPS: env_steps, SEED_VALUES: values, "done": done}
@@ -133,6 +138,7 @@ class Candidate(tune.Trainable):
         for run in self._runs:
             run.close()
             run.algo.stop()
+            run.storage.close()
 
     # ------------------------------------------------------------------------- what population based training needs
 
@@ -160,15 +166,15 @@ def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
     return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(sweep: Storage) -> None:
     """Raises: ConfigError: this node does not see the directory that the driver made."""
-    if not directory.is_dir():
-        raise ConfigError(f"--out: {platform.node()} does not see {directory}; take one that all nodes share")
+    if sweep.uri is None and not sweep.path.is_dir():
+        raise ConfigError(f"--out: {platform.node()} does not see {sweep}; take one that all nodes share, or a URI")
 
 
-def run_dir(directory: Path, candidate: int, seed: int) -> Path:
-    """Where a candidate's run under a seed is, in the directory of all candidates."""
-    return directory / f"{candidate:04d}" / f"seed_{seed}"
+def run_storage(sweep: Storage, candidate: int, seed: int) -> Storage:
+    """Where a candidate's run under a seed is."""
+    return sweep.below(CANDIDATES, f"{candidate:04d}", f"seed_{seed}")
 
 
 def newest(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:

@@ -9,7 +9,6 @@ import json
 import shutil
 import statistics
 import warnings
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,7 +19,8 @@ from rich.table import Table
 
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
-from .candidate import CANDIDATES, run_dir
+from ..storage import Storage
+from .candidate import run_storage
 from .spec import Sweep
 from .study import ENV_STEPS, ERROR, SEED_VALUES, STUDY_FILE, STUDY_NAME, candidate_of, candidates, decoded
 
@@ -52,18 +52,18 @@ def rank(sweep: Sweep, study: optuna.Study) -> list[dict[str, Any]]:
     return rows
 
 
-def write_results(sweep: Sweep, study: optuna.Study, directory: Path) -> None:
+def write_results(sweep: Sweep, study: optuna.Study, storage: Storage) -> None:
     """Writes `ranking.json`, `best.yaml`, `best/` (a run directory) and `index.html`."""
-    rows = rank(sweep, study)
+    rows, directory = rank(sweep, study), storage.path
     (directory / "ranking.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if rows and rows[0]["state"] == "done":
-        _write_best(sweep, rows[0], directory)
+        _write_best(sweep, rows[0], storage)
     (directory / "index.html").write_text(_page(sweep, study, rows), encoding="utf-8")
 
 
-def _write_best(sweep: Sweep, row: dict[str, Any], directory: Path) -> None:
+def _write_best(sweep: Sweep, row: dict[str, Any], storage: Storage) -> None:
     """The best candidate's config, and of its runs the one with the best seed."""
-    settings = sweep.settings
+    settings, directory = sweep.settings, storage.path
     best = max if settings.mode == "max" else min
     seed = best(zip(row["seeds"], settings.seeds, strict=True))[1]
     spread = f", standard deviation {statistics.stdev(row['seeds']):.4g}" if len(row["seeds"]) > 1 else ""
@@ -74,10 +74,12 @@ def _write_best(sweep: Sweep, row: dict[str, Any], directory: Path) -> None:
     )
     config = HyperMARLConfig.from_groups(sweep.groups(row["params"]))
     (directory / "best.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
-    source, target = run_dir(directory / CANDIDATES, row["candidate"], seed), directory / "best"
-    aside = directory / ".best"
+    run = run_storage(storage, row["candidate"], seed)
+    run.fetch()
+    target, aside = directory / "best", directory / ".best"
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(".*", "events.out.*"))
+    shutil.copytree(run.path, aside, ignore=shutil.ignore_patterns(".*", "events.out.*"))
+    run.discard()
     for old in checkpoints.list_checkpoints(aside)[:-1]:
         shutil.rmtree(old)
     shutil.rmtree(target, ignore_errors=True)

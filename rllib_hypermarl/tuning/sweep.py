@@ -19,7 +19,8 @@ from ..errors import ConfigError, StoppedBySignal
 from ..rllib.grammar import read_yaml
 from ..rllib.resources import check_bundles
 from ..signals import StopSignals
-from .candidate import CANDIDATES, Candidate, candidate_bundles, run_dir
+from ..storage import Storage
+from .candidate import CANDIDATES, Candidate, candidate_bundles, run_storage
 from .results import write_results
 from .spec import Dimension, Params, Sweep, get_key
 from .study import (
@@ -28,6 +29,7 @@ from .study import (
     FATAL,
     OBJECTIVE,
     PARAMS,
+    STUDY_FILE,
     PopulationRecorder,
     StudyPruner,
     StudySearch,
@@ -38,6 +40,7 @@ from .study import (
 )  # fmt: skip
 
 SWEEP_FILE = "sweep.yaml"
+_SEND_SECONDS = 10.0
 
 
 class Stopping(tune.Stopper):
@@ -62,6 +65,9 @@ class Stopping(tune.Stopper):
 
 def prepare(sweep: Sweep, directory: Path) -> None:
     """Makes the sweep's directory, or finds that it holds this sweep.
+
+    Args:
+        directory: of its storage, fetched.
 
     Raises:
         ConfigError: it holds something else, or cannot be written.
@@ -89,23 +95,44 @@ def only_driver(directory: Path) -> Iterator[None]:
         yield
 
 
-def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: StopSignals) -> optuna.Study:
+class StudySender(tune.Callback):
+    """Sends the study to the sweep's storage as candidates finish, and every ten seconds."""
+
+    def __init__(self, storage: Storage):
+        self._storage, self._sent = storage, time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its callbacks down
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        if time.monotonic() - self._sent >= _SEND_SECONDS:
+            self.on_trial_complete()
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        self._sent = time.monotonic()
+        self._storage.send(STUDY_FILE)
+
+
+def run_sweep(
+    sweep: Sweep, storage: Storage, report: tune.Callback, signals: StopSignals, wait_for_nodes: float = 0.0
+) -> optuna.Study:
     """Runs a sweep, or what is left of it, inside a Ray session.
 
     Args:
-        directory: of the sweep, see `prepare`.
+        storage: of the sweep, see `prepare`.
         report: told of results as they come.
         signals: SIGINT and SIGTERM end the session.
+        wait_for_nodes: seconds that an autoscaler has to bring what a candidate needs.
 
     Raises:
         ConfigError: the cluster could never run a candidate, or no candidate can work.
         StoppedBySignal: SIGINT or SIGTERM came; the same command goes on from there.
     """
     settings = sweep.settings
-    directory = directory.absolute()
+    directory = storage.path.absolute()
     constant = {
         "config": sweep.base,
-        "directory": str(directory / CANDIDATES),
+        "storage": storage.uri or str(directory),
         "seeds": list(settings.seeds),
         "metric": settings.metric,
         "aggregate": settings.aggregate,
@@ -115,27 +142,31 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
         "gpus_per_trial": settings.gpus_per_trial,
     }
     check_bundles(
-        candidate_bundles(constant), "a candidate's processes", "lower tune.cpus_per_trial, or what env runners take"
+        candidate_bundles(constant),
+        "a candidate's processes",
+        "lower tune.cpus_per_trial, or what env runners take",
+        wait_for_nodes,
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(sweep, directory)
     design = sweep.design()
     budget = len(design) if design is not None else settings.candidates
     search = StudySearch(sweep, study, budget)
-    callbacks = [report, *_loggers(settings.loggers)]
+    callbacks = [report, StudySender(storage), *_loggers(settings.loggers)]
     if settings.scheduler == "pbt":
         members = _population(search)
         callbacks.insert(0, PopulationRecorder(search, {number: name for name, (number, _) in members.items()}))
         params = dict(members.values())
         constant |= {
             "candidate": tune.grid_search(list(params)),
-            PARAMS: tune.sample_from(lambda spec: _now(sweep, directory, spec.config.candidate, params)),
+            PARAMS: tune.sample_from(lambda spec: _now(sweep, storage, spec.config.candidate, params)),
         }
         engine = {"scheduler": _pbt(sweep)}
     else:
         scheduler = StudyPruner(search) if settings.scheduler == "asha" else tune.schedulers.FIFOScheduler()
         engine = {"scheduler": scheduler, "search_alg": search, "num_samples": -1}
     stopping = Stopping(settings.seconds, signals)
+    file_system, tune_path = storage.below("tune").file_system()
     tuner = tune.Tuner(
         Candidate,
         param_space=constant,
@@ -147,7 +178,8 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
         ),
         run_config=tune.RunConfig(
             name=f"session_{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(directory / "tune"),
+            storage_path=tune_path,
+            storage_filesystem=file_system,
             stop=stopping,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             callbacks=callbacks,
@@ -160,7 +192,7 @@ def run_sweep(sweep: Sweep, directory: Path, report: tune.Callback, signals: Sto
             tuner.fit()
     finally:
         requeue(study)
-        write_results(sweep, study, directory)
+        write_results(sweep, study, storage)
     if stopping.error:
         raise ConfigError(stopping.error)
     if signals.received:
@@ -182,13 +214,14 @@ def _population(search: StudySearch) -> dict[str, tuple[int, Params]]:
     return members
 
 
-def _now(sweep: Sweep, directory: Path, candidate: int, params: dict[int, Params]) -> Params:
+def _now(sweep: Sweep, storage: Storage, candidate: int, params: dict[int, Params]) -> Params:
     """A member's parameters: where it was interrupted, those that its run had come to."""
-    file = run_dir(directory / CANDIDATES, candidate, sweep.settings.seeds[0]) / "config.yaml"
-    if not file.exists():
-        return params[candidate]
-    groups = read_yaml(file)
-    return {key: get_key(groups, key) for key in params[candidate]}
+    run = run_storage(storage, candidate, sweep.settings.seeds[0])
+    run.fetch(whole=False)
+    file = run.path / "config.yaml"
+    groups = read_yaml(file) if file.exists() else None
+    run.discard()
+    return params[candidate] if groups is None else {key: get_key(groups, key) for key in params[candidate]}
 
 
 def _pbt(sweep: Sweep) -> tune.schedulers.PopulationBasedTraining:

@@ -11,6 +11,7 @@ from rllib_hypermarl import HyperMARL, HyperMARLConfig
 from rllib_hypermarl.errors import CheckpointError
 from rllib_hypermarl.rllib import checkpoints
 from rllib_hypermarl.rllib.train import TrainingRun
+from rllib_hypermarl.storage import Storage
 from tests.helpers import STEPS, comparable, game, same, weights
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -139,7 +140,7 @@ def test_the_newest_two_are_kept_and_nothing_unfinished_is_left(tmp_path):
 
 def test_checkpoints_at_milestones_stay(tmp_path):
     algo = build(f"run.milestone_env_steps={2 * STEPS}", "run.checkpoint_seconds=1000")
-    run = TrainingRun(algo, tmp_path, algo.config)
+    run = TrainingRun(algo, Storage(tmp_path), algo.config)
     for _ in range(7):
         run.iterate()
         assert run.algo.iteration != 5 or run.save()  # between milestones: goes as others do

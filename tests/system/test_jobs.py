@@ -1,70 +1,17 @@
 """`ray job submit` as the README has it, against a real Ray head with token authentication."""
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, STEPS, environment, rows, wait_until, write_config
+from tests.helpers import ROOT, STEPS, rows, wait_until, write_config
+from tests.ray_head import Head
 from tests.system.test_tune import ranking, write_sweep
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-RAY = Path(sys.executable).with_name("ray")
 STOP_WAIT = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"}}'
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Head:
-    """A Ray head of its own home directory, so that nobody's token is touched."""
-
-    def __init__(self):
-        self.home = Path(tempfile.mkdtemp(prefix="hm_", dir="/tmp"))  # short: sockets lie below it
-        path = f"{RAY.parent}:{os.environ['PATH']}"  # a job's `python` is the one that the head finds
-        self.env = environment(HOME=str(self.home), RAY_AUTH_MODE="token", PATH=path)
-        self.port, dashboard = free_port(), free_port()
-        self.address = f"http://127.0.0.1:{dashboard}"
-        self.ray("get-auth-token", "--generate")
-        self.token = (self.home / ".ray" / "auth_token").read_text()
-        started = self.ray(
-            "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={self.home / 'ray'}", "--disable-usage-stats",
-        )  # fmt: skip
-        assert started.returncode == 0, started.stderr
-
-    def ray(self, *arguments, **env):
-        return subprocess.run([RAY, *map(str, arguments)], env={**self.env, **env}, text=True, capture_output=True,
-                              timeout=300, cwd=self.home)  # fmt: skip
-
-    def submit(self, *arguments, options=(), **env):
-        where = ("--address", self.address, "--working-dir", ROOT)
-        command = ("python", "-m", "rllib_hypermarl", *arguments)
-        deadline = time.monotonic() + 90
-        while True:
-            done = self.ray("job", "submit", *where, *options, "--", *command, **env)
-            if "No available agent" not in done.stderr or time.monotonic() > deadline:  # a head that has just started
-                return done
-            time.sleep(1)
-
-    def stop(self):
-        # Only processes of this head: `ray stop` would stop those of other tests, too.
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if str(self.home).encode() in (process / "environ").read_bytes():
-                    os.kill(int(process.name), 9)
-            except OSError:
-                continue
-        shutil.rmtree(self.home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

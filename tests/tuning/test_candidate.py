@@ -3,6 +3,7 @@
 import pytest
 
 from rllib_hypermarl.errors import ConfigError
+from rllib_hypermarl.storage import Storage
 from rllib_hypermarl.tuning.candidate import aggregate, candidate_bundles, check_shared, newest
 from tests.helpers import game
 
@@ -31,9 +32,10 @@ def test_every_seed_s_actors_are_counted():
 
 
 def test_a_node_that_does_not_see_the_sweep_s_directory_is_named(tmp_path):
-    check_shared(tmp_path)
+    check_shared(Storage(tmp_path))
+    check_shared(Storage("s3://bucket/sweep"))
     with pytest.raises(ConfigError, match=r"does not see .*here; take one that all nodes share"):
-        check_shared(tmp_path / "here")
+        check_shared(Storage(tmp_path / "here"))
 
 
 @pytest.mark.parametrize("how", ["mean", "iqm"])

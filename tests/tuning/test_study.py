@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from rllib_hypermarl.storage import Storage
 from rllib_hypermarl.tuning.results import rank, write_results
 from rllib_hypermarl.tuning.spec import Sweep
 from rllib_hypermarl.tuning.study import STUDY_NAME, StudySearch, candidates, open_study, storage_url
@@ -153,7 +154,7 @@ def test_the_page_and_optuna_read_the_study(tmp_path):
     for i in range(6):
         search.suggest(f"t{i}")
         search.on_trial_complete(f"t{i}", result(float(i), 128))
-    write_results(made, study, tmp_path)
+    write_results(made, study, Storage(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert "training.lr" in page and page.count("<tr>") == 7
     loaded = optuna.load_study(study_name=STUDY_NAME, storage=storage_url(tmp_path))
