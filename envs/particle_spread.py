@@ -20,7 +20,7 @@ from ..env import BatchedEnv, Step
 REQUIRES = None
 
 # Physics of the multi-agent particle env as PettingZoo 1.3.5 has it: first the velocity changes, then the position, by
-# the new velocity. (mpe2 and newer PettingZoos do it the other way round.)
+# the new velocity. (mpe2, today's version of that env, moves first.)
 _DT, _DAMPING, _FORCE = 0.1, 0.25, 5.0
 _DIRECTIONS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # of the actions: stay, left, right, down, up
 _AGENT_RANGE, _LANDMARK_RANGE = 1.0, 3.0
