@@ -132,6 +132,7 @@ class Wrapper(BatchedEnv):
 # Prefix -> module with `make(name, num_envs, device, **env_config) -> BatchedEnv`, `names() -> list[str]` and
 # `REQUIRES`, the package it imports when asked for (or None). A module name that begins with a dot is ours.
 _PROVIDERS: dict[str, str] = {
+    "bps": ".envs.particle_spread",
     "games": ".envs.matrix_games",
     "vmas": ".envs.vmas",
 }

@@ -17,7 +17,7 @@ assert not loaded, loaded
 """
 
 
-@pytest.mark.parametrize("module", ["nets", "rollout", "losses", "env"])
+@pytest.mark.parametrize("module", ["nets", "rollout", "losses", "env", "metrics"])
 def test_imports_without_ray(module):
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(module=module)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
