@@ -22,21 +22,22 @@ from .measure import Stopwatch, machine
 from .throughput import EPOCHS, HIDDEN, WORKS, Work
 
 SETUPS = {
-    "local": (0, 0), "1 runner": (1, 0), "2 runners": (2, 0), "2 learners": (0, 2), "2 runners, 2 learners": (2, 2),
+    "local": (0, 0, False), "1 runner": (1, 0, False), "1 runner, ahead": (1, 0, True), "2 runners": (2, 0, False),
+    "2 runners, ahead": (2, 0, True), "2 learners": (0, 2, False), "2 runners, 2 learners": (2, 2, False),
 }  # fmt: skip
-"""Env runners and learners; 0: in the driver."""
+"""Env runners and learners (0: in the driver), and whether runners sample ahead."""
 _WARM_UP = 2
 
 
 class _Contender:
     """`HyperMARL.train()` with the work shared out among actors, with stopwatches on its parts."""
 
-    def __init__(self, work: Work, runners: int, learners: int):
+    def __init__(self, work: Work, runners: int, learners: int, ahead: bool):
         size = work.num_envs * work.length
         self.algo: HyperMARL = (
             HyperMARLConfig()
             .environment(work.env, env_config=dict(work.env_config))
-            .hypermarl(actor_hidden=HIDDEN, critic_hidden=HIDDEN)
+            .hypermarl(actor_hidden=HIDDEN, critic_hidden=HIDDEN, sample_ahead=ahead)
             .training(
                 num_epochs=EPOCHS,
                 minibatch_size=work.minibatch_size // max(1, learners),
@@ -58,10 +59,13 @@ class _Contender:
     def iterate(self) -> float:
         """Returns env steps per second."""
         gc.collect()
+        if self.algo.config.sample_ahead:
+            self.algo.train()  # so that the rollout asked for in it is as far as it is in the middle of a run
         before = {part: watch.seconds for part, watch in self._watches.items()}
         steps, start = self.algo.env_steps, time.perf_counter()
         self.algo.train()
         took = time.perf_counter() - start
+        self.algo._sampler.drop_request()  # nobody samples in another set-up's turn
         spent = {part: watch.seconds - before[part] for part, watch in self._watches.items()}
         self.seconds.append({**spent, "other": took - sum(spent.values())})
         return (self.algo.env_steps - steps) / took
@@ -76,7 +80,7 @@ def run(
         One entry per work: per set-up, `env_steps_per_second` (median), `ratio` to `local` with its lowest and highest
         over the rounds, and the median `seconds` of sampling, update, weights, and everything else.
     """
-    actors = sum(runners + learners for runners, learners in SETUPS.values())  # of which one set-up's work at a time
+    actors = sum(runners + learners for runners, learners, _ in SETUPS.values())  # of which one set-up's work at a time
     ray.init("local", num_cpus=actors, include_dashboard=False, log_to_driver=False)
     threads = torch.get_num_threads()
     try:

@@ -154,7 +154,11 @@ def envs(name: str | None, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("what", type=click.Choice(["throughput", "scaling", "actors", "stock_examples"]), default="throughput")
+@click.argument(
+    "what",
+    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "stock_examples"]),
+    default="throughput",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")
 @_JSON
 def bench(what: str, rounds: int, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 
 from tests import helpers as processes
 from tests.helpers import ROOT, STEPS, environment, rows, wait_until, write_config
+from tests.system.test_tune import ranking, write_sweep
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -51,6 +52,31 @@ def test_a_run_that_loses_a_node_of_runners_reaches_its_budget(cluster, tmp_path
     assert steps == sorted(set(steps)) and steps[-1] >= budget
     assert STEPS in {b - a for a, b in itertools.pairwise(steps)}  # one runner alone
     assert {b - a for a, b in itertools.pairwise(steps)} <= {STEPS, 2 * STEPS}
+
+
+def test_a_sweep_that_loses_a_node_ends_whole_and_never_goes_behind_a_checkpoint(cluster, tmp_path):
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    budget = STEPS * 400
+    sweep = write_sweep(tmp_path, {"training.lr": {"grid": [1e-3, 1e-2]}},
+                        [f"run.stop_env_steps={budget}", "run.checkpoint_seconds=0.5"],
+                        seeds=[0], cpus_per_trial=1)  # fmt: skip
+    process = start(cluster, "tune", sweep, "--out", tmp_path / "sweep")
+    runs = [tmp_path / "sweep" / "candidates" / f"{number:04d}" / "seed_0" for number in (0, 1)]
+    wait_until(lambda: all(list(run.glob("checkpoint_*/manifest.json")) for run in runs), process)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    saved = {run: max(int(path.name[11:]) for path in run.glob("checkpoint_*")) for run in runs}
+    _, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    moved = 0
+    for run in runs:
+        read = results(run)
+        assert [row["training_iteration"] for row in read] == list(range(1, 401))
+        restored = [row["training_iteration"] for row in read[1:] if row["iterations_since_restore"] == 1]
+        moved += len(restored)
+        assert all(iteration > saved[run] for iteration in restored)
+    assert moved >= 1
+    assert [row["state"] for row in ranking(tmp_path / "sweep")] == ["done"] * 2
 
 
 def learner_processes():

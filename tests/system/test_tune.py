@@ -107,6 +107,21 @@ def test_a_grid_whose_driver_was_killed_ends_as_one_that_was_not(whole_grid, tmp
     assert all(trial.state != TrialState.RUNNING for trial in study(directory).get_trials())
 
 
+RANDOM = {"training.lr": {"loguniform": [1e-4, 1e-2]}, "hypermarl.embedding_dim": {"choice": [2, 4]}}
+
+
+def test_a_random_search_whose_driver_was_killed_ends_as_one_that_was_not(tmp_path):
+    whole, budget = tmp_path / "whole", {"candidates": 4, "sampler": "random", "seeds": [0]}
+    whole.mkdir()
+    done = processes.run("tune", write_sweep(whole, RANDOM, **budget), "--out", whole / "sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "sweep"
+    kill_half_way(write_sweep(tmp_path, RANDOM, **budget), directory, 2)
+    done = processes.run("tune", tmp_path / "sweep.yaml", "--out", directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert of_all(directory) == of_all(whole / "sweep") and len(of_all(directory)) == 4
+
+
 def test_tpe_whose_driver_was_killed_meets_its_budget_and_repeats_nothing(tmp_path):
     search = {"training.lr": {"loguniform": [1e-4, 1e-2]}}
     path, directory = write_sweep(tmp_path, search, candidates=5), tmp_path / "sweep"
@@ -183,6 +198,29 @@ def test_population_based_training_really_changes_the_learning_rate(tmp_path):
         assert rates[-1] == pytest.approx(yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["lr"])
         changes += sum(a != b for a, b in itertools.pairwise(rates))
     assert changes > 0
+
+
+def test_a_population_whose_driver_was_killed_goes_on_from_where_its_members_were(tmp_path):
+    path = write_sweep(
+        tmp_path, PBT, [f"run.stop_env_steps={128 * 60}", "run.checkpoint_seconds=0.5"], seeds=[0], candidates=2,
+        scheduler="pbt", perturbation_env_steps=128 * 15, max_concurrent=2,
+    )  # fmt: skip
+    directory = tmp_path / "sweep"
+    driver = processes.start("tune", path, "--out", directory, cwd=tmp_path)
+    members = [directory / "candidates" / f"{number:04d}" / "seed_0" for number in (0, 1)]
+    wait_until(lambda: all(list(member.glob("checkpoint_*/manifest.json")) for member in members), driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    saved = {member: max(int(path.name[11:]) for path in member.glob("checkpoint_*")) for member in members}
+    done = processes.run("tune", path, "--out", directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {row["state"] for row in ranking(directory)} == {"done"} and len(ranking(directory)) == 2
+    for member in members:
+        read = rows(member)
+        assert [row["training_iteration"] for row in read] == list(range(1, 61))
+        restored = [row["training_iteration"] for row in read if row["iterations_since_restore"] == 1]
+        assert max(restored) > saved[member]
+    assert all(trial.state != TrialState.RUNNING for trial in study(directory).get_trials())
 
 
 @pytest.mark.parametrize(
