@@ -37,6 +37,7 @@ class Settings:
     grad_clip: float = 0.5
     loss: PPOLossConfig = dataclasses.field(default_factory=PPOLossConfig)
     seed: int = 0
+    device: str = "cpu"
 
 
 class BarePPO:
@@ -44,7 +45,7 @@ class BarePPO:
 
     def __init__(self, settings: Settings):
         s = self.settings = settings
-        self.env = envs.make(s.env, num_envs=s.num_envs, **s.env_config)
+        self.env = envs.make(s.env, num_envs=s.num_envs, device=s.device, **s.env_config)
         agents = self.env.agents
         (obs_dim,), actions = self.env.observation_spaces[agents[0]].shape, int(self.env.action_spaces[agents[0]].n)
         heads = {
@@ -56,9 +57,9 @@ class BarePPO:
         )
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
-            self.net = TeamNet(spec)
+            self.net = TeamNet(spec).to(s.device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=s.lr, eps=1e-5, fused=True)
-        self.acting = torch.Generator().manual_seed(s.seed)
+        self.acting = torch.Generator(s.device).manual_seed(s.seed)
         self.shuffling = torch.Generator().manual_seed(s.seed)
         self.obs = self.env.reset(s.seed).obs.transpose(0, 1)  # [N, E, obs]
 
@@ -96,7 +97,7 @@ class BarePPO:
         columns = (rollout.obs, rollout.actions, rollout.logp, value, advantage)
         columns = [x.flatten(1, 2) for x in columns]  # [N, T * E, ...], views
         for _ in range(s.epochs):
-            order = torch.randperm(rollout.env_steps(), generator=self.shuffling)
+            order = torch.randperm(rollout.env_steps(), generator=self.shuffling).to(value.device)
             for rows in order.tensor_split(s.minibatches):
                 self.step(*(x.index_select(1, rows) for x in columns))
 

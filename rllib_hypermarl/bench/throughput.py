@@ -4,7 +4,8 @@ All contenders of a work live in one process and take turns, iteration by iterat
 does hits all of them; a round's ratio is the ratio of the medians of that round. Everybody has the same number of
 torch threads, the same PPO settings and discarded warm-up iterations. Stock RLlib has fewer turns where it is slow:
 with one env each, one a round; at 600 x 100, where that takes minutes, one in all, without a warm-up. With one batched
-env at 600 x 100, one a round.
+env at 600 x 100, one a round. On a GPU there is no stock RLlib, whose envs are stepped through NumPy; shares are those
+of the CPU's time, which waits for the GPU where it has to.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ WORKS = (Work(16, 128, 2), Work(600, 100, 30, pairs=3, slow=True))
 class Ours:
     """`HyperMARL.train()`, with stopwatches on its parts."""
 
-    def __init__(self, work: Work, sharing: str, threads: int):
+    def __init__(self, work: Work, sharing: str, threads: int, device: str = "cpu"):
         size = work.num_envs * work.length
         self.algo = (
             HyperMARLConfig()
@@ -76,7 +77,7 @@ class Ours:
             .hypermarl(sharing=sharing, actor_hidden=HIDDEN, critic_hidden=HIDDEN)
             .training(num_epochs=EPOCHS, minibatch_size=work.minibatch_size, train_batch_size_per_learner=size)
             .env_runners(num_envs_per_env_runner=work.num_envs, rollout_fragment_length=work.length)
-            .run(torch_threads=threads, device="cpu")
+            .run(torch_threads=threads, device=device)
             .build_algo()
         )
         runner = self.algo.env_runner
@@ -127,9 +128,9 @@ class Ours:
 class Bare(BarePPO):
     """The bare loop."""
 
-    def __init__(self, work: Work, sharing: str, threads: int):
+    def __init__(self, work: Work, sharing: str, threads: int, device: str = "cpu"):
         sizes = work.num_envs, work.length, work.minibatches, EPOCHS
-        super().__init__(Settings(work.env, work.env_config, *sizes, sharing=sharing, hidden=HIDDEN))
+        super().__init__(Settings(work.env, work.env_config, *sizes, sharing=sharing, hidden=HIDDEN, device=device))
 
     def close(self) -> None:
         self.env.close()
@@ -193,25 +194,38 @@ def run(
     sharings: Sequence[str] = ("hyper_mlp", "none"),
     threads: int | None = None,
     memory_iterations: int = 50,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Measures every work and sharing.
 
     Args:
         threads: torch threads of every contender; None: the CPUs of this process.
         memory_iterations: of the memory check that the last work ends with; 0: none.
+        device: of env and learner, `cpu` or `cuda`.
 
     Returns:
         One entry per work and sharing, figures in env steps per second. `stock` is the better of `stock_adapters`;
-        ratios are medians over the rounds, with their lowest and highest beside them.
+        ratios are medians over the rounds, with their lowest and highest beside them. Without stock RLlib, its keys are
+        missing.
+
+    Raises:
+        ConfigError: torch sees no such device.
     """
+    HyperMARLConfig().run(device=device).torch_device()  # before anything is started
     threads = threads or granted_cpus()
     info = machine()
     results = []
     with ray_session():
         for work in works:
-            rates, shares = _race(work, sharings, threads, rounds, log)
+            rates, shares = _race(work, sharings, threads, rounds, device, log)
             results += [
-                {**_entry(work, sharing, rates), "threads": threads, "shares": shares[sharing], "machine": info}
+                {
+                    **_entry(work, sharing, rates),
+                    "device": device,
+                    "threads": threads,
+                    "shares": shares[sharing],
+                    "machine": info,
+                }
                 for sharing in sharings
             ]
     if memory_iterations:
@@ -226,16 +240,17 @@ Rates = dict[str, list[list[float]]]
 
 
 def _race(
-    work: Work, sharings: Sequence[str], threads: int, rounds: int, log: Callable[[str], None]
+    work: Work, sharings: Sequence[str], threads: int, rounds: int, device: str, log: Callable[[str], None]
 ) -> tuple[Rates, dict[str, dict[str, float]]]:
     """Lets all contenders take turns. Returns their rates, and the shares of ours by sharing."""
     torch.set_num_threads(threads)
-    ours = {f"ours {sharing}": Ours(work, sharing, threads) for sharing in sharings}
-    bare = {f"bare {sharing}": Bare(work, sharing, threads) for sharing in sharings}
-    stock = {f"stock {adapter}": Stock(work, adapter, threads) for adapter in STOCK}
+    ours = {f"ours {sharing}": Ours(work, sharing, threads, device) for sharing in sharings}
+    bare = {f"bare {sharing}": Bare(work, sharing, threads, device) for sharing in sharings}
+    adapters = STOCK if device == "cpu" else {}
+    stock = {f"stock {adapter}": Stock(work, adapter, threads) for adapter in adapters}
     contenders = ours | bare | stock
     fast = [name for sharing in sharings for name in (f"ours {sharing}", f"bare {sharing}")]
-    paired = fast if work.slow else [*fast, "stock vector"]
+    paired = fast if work.slow or not stock else [*fast, "stock vector"]
     once = {"stock one_env_each"} if work.slow else set()
     for name, contender in contenders.items():
         for _ in range(0 if name in once else 1 if name in stock else WARM_UP):
@@ -260,31 +275,38 @@ def _rate(contender: Ours | Bare | Stock) -> float:
     gc.collect()  # nobody pays for the garbage of others
     start = time.perf_counter()
     steps = contender.iterate()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return steps / (time.perf_counter() - start)
 
 
 def _entry(work: Work, sharing: str, rates: Rates) -> dict[str, Any]:
     medians = {name: [statistics.median(turn) for turn in turns] for name, turns in rates.items()}
     ours, bare = medians[f"ours {sharing}"], medians[f"bare {sharing}"]
-    adapters = {adapter: statistics.median(medians[f"stock {adapter}"]) for adapter in STOCK}
-    best = max(adapters, key=adapters.get)
-    stock = medians[f"stock {best}"]
     to_bare = [a / b for a, b in zip(ours, bare, strict=True)]
-    to_stock = [a / stock[min(i, len(stock) - 1)] for i, a in enumerate(ours)]
-    mine = {"ours": f"ours {sharing}", "bare": f"bare {sharing}", **{a: f"stock {a}" for a in STOCK}}
-    return {
+    mine = {"ours": f"ours {sharing}", "bare": f"bare {sharing}"}
+    entry = {
         "work": work.name,
         "sharing": sharing,
         "ours": round(statistics.median(ours)),
         "bare": round(statistics.median(bare)),
-        "stock": round(adapters[best]),
         "ratio_bare": round(statistics.median(to_bare), 3),
         "ratio_bare_range": [round(min(to_bare), 3), round(max(to_bare), 3)],
-        "ratio_stock": round(statistics.median(to_stock), 2),
-        "ratio_stock_range": [round(min(to_stock), 2), round(max(to_stock), 2)],
-        "stock_adapters": {adapter: round(rate) for adapter, rate in adapters.items()},
-        "rounds": {key: [[round(rate, 1) for rate in turn] for turn in rates[name]] for key, name in mine.items()},
     }
+    adapters = {a: statistics.median(medians[f"stock {a}"]) for a in STOCK if f"stock {a}" in medians}
+    if adapters:
+        best = max(adapters, key=adapters.get)
+        stock = medians[f"stock {best}"]
+        to_stock = [a / stock[min(i, len(stock) - 1)] for i, a in enumerate(ours)]
+        mine |= {adapter: f"stock {adapter}" for adapter in adapters}
+        entry |= {
+            "stock": round(adapters[best]),
+            "ratio_stock": round(statistics.median(to_stock), 2),
+            "ratio_stock_range": [round(min(to_stock), 2), round(max(to_stock), 2)],
+            "stock_adapters": {adapter: round(rate) for adapter, rate in adapters.items()},
+        }
+    rounds = {key: [[round(rate, 1) for rate in turn] for turn in rates[name]] for key, name in mine.items()}
+    return {**entry, "rounds": rounds}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -294,8 +316,8 @@ def table(results: list[dict[str, Any]]) -> str:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in r["shares"].items())
         low, high = r["ratio_bare_range"]
         lines.append(
-            f"{r['work']:8} {r['sharing']:10} {r['ours']:8,} {r['bare']:8,} {r['stock']:7,}   "
-            f"{r['ratio_bare']:.2f} ({low:.2f} to {high:.2f})  {r['ratio_stock']:9.1f}x  {shares}"
+            f"{r['work']:8} {r['sharing']:10} {r['ours']:8,} {r['bare']:8,} {r.get('stock', 0) or '-':>7}   "
+            f"{r['ratio_bare']:.2f} ({low:.2f} to {high:.2f})  {r.get('ratio_stock', '-'):>9}   {shares}"
         )
     lines.append(f"env steps per second, {results[0]['threads']} torch threads, {results[0]['machine']['cpu']}")
     lines += [

@@ -160,13 +160,15 @@ def envs(name: str | None, as_json: bool) -> None:
     default="throughput",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of throughput.")
 @_JSON
-def bench(what: str, rounds: int, as_json: bool) -> None:
+def bench(what: str, rounds: int, device: str, as_json: bool) -> None:
     """Measure this library against a bare loop and stock RLlib on this machine."""
     import importlib
 
     module = importlib.import_module(f"..bench.{what}", __package__)
-    results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True))
+    options = {"device": device} if what == "throughput" else {}
+    results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True), **options)
     print(json.dumps(results, indent=1) if as_json else module.table(results))
 
 
