@@ -34,7 +34,7 @@ class TeamPolicy(nn.Module):
         for head, layers in net.generate().items():
             for depth, layer in enumerate(layers):
                 for name, tensor in zip(("weight", "bias"), layer, strict=True):
-                    self.register_buffer(f"{head}_{depth}_{name}", tensor.detach())
+                    self.register_buffer(f"{head}_{depth}_{name}", tensor.detach().clone())
         net.sources.clear()  # they have generated what there was to generate
         net.contexts.clear()
 

@@ -23,6 +23,7 @@ _MAX_AGENTS = 4096
 _MAX_SIZE = 2**20  # of an observation, a layer, an action
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Size = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
 _Bound = float | tuple[float, ...]
 
 
@@ -33,7 +34,7 @@ class _Model(BaseModel):
 class Observation(_Model):
     """What an agent reads: `size` numbers, and the bounds its space declares (one for all, or one each)."""
 
-    size: int
+    size: _Size
     low: _Bound
     high: _Bound
 
@@ -76,7 +77,7 @@ class BundleSpec(_Model):
     agents: tuple[str, ...]
     observations: dict[str, Observation]
     model: ModelSpec
-    state_dim: int | None
+    state_dim: _Size | None
     provenance: dict[str, JsonValue]
     files: dict[Literal["weights.safetensors"], _Sha256]
 
@@ -132,7 +133,6 @@ class BundleSpec(_Model):
     def _check_sizes(self) -> None:
         model = self.model
         sizes = [model.embedding_dim, *model.hypernet_hidden, *model.actions.choices]
-        sizes += [] if self.state_dim is None else [self.state_dim]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]
         if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > 1000 + _MAX_AGENTS:
@@ -165,7 +165,7 @@ def parse(text: bytes) -> tuple[BundleSpec, str]:
         BundleError: says what is wrong and in which key, without the name of the bundle.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_no_key_twice)
+        data = json.loads(text.decode(), object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:  # not UTF-8 either
         raise BundleError(f"{SPEC} is no JSON ({error})") from error
     if not isinstance(data, dict):
@@ -182,9 +182,14 @@ def parse(text: bytes) -> tuple[BundleSpec, str]:
     try:
         return BundleSpec.model_validate_json(canonical), checksum
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{SPEC}: {f'{key}: ' if key else ''}{first['msg']}") from error
+        raise BundleError(f"{SPEC}: {reason(error)}") from error
+
+
+def reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
 
 
 def _checksum(data: Mapping[str, Any]) -> tuple[str, bytes]:

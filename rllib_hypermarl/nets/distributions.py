@@ -233,8 +233,8 @@ class Gaussian:
 
     def to_env(self, actions: Tensor) -> Tensor:
         """Clips or squashes `[..., dim]` into the bounds."""
-        if self.squash:
-            return self.low + (self.high - self.low) * (0.5 * (torch.tanh(actions) + 1))
+        if self.squash:  # what is squashed can end a rounding error outside
+            actions = self.low + (self.high - self.low) * (0.5 * (torch.tanh(actions) + 1))
         return torch.minimum(torch.maximum(actions, self.low), self.high)
 
     def _log_slope(self, actions: Tensor) -> Tensor:
