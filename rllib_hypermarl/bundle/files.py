@@ -56,7 +56,6 @@ def save_bundle(
         BundleError: the path is taken or cannot be written, or the team does not fit what is said of it.
     """
     path = Path(os.path.abspath(path))
-    check_free(path)
     if kind == "frozen":
         heads = [name for name in net.spec.heads if name == "actor" or include_critic]
         net = without_generators(net, heads)
@@ -76,6 +75,7 @@ def save_bundle(
         raise BundleError(f"{path}: no bundle can be made of this team ({specs.reason(error)})") from error
     aside = path.with_name(f".{path.name}.unfinished")
     try:
+        check_free(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         (aside / SPEC).write_bytes(specs.dump(spec))

@@ -16,11 +16,13 @@ from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
 SCHEMA_VERSION = 1
+"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
 """Of a bundle, and of the weights that it generates: 1 GiB of single precision."""
 _MAX_AGENTS = 4096
 _MAX_SIZE = 2**20  # of an observation, a layer, an action
+_MAX_SIZES = 1000  # layers and discrete components of actions, all together
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Size = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
@@ -135,8 +137,9 @@ class BundleSpec(_Model):
         sizes = [model.embedding_dim, *model.hypernet_hidden, *model.actions.choices]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]
-        if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > 1000 + _MAX_AGENTS:
-            raise ValueError(f"sizes of layers, observations and actions must be 1 to {_MAX_SIZE}")
+        if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > _MAX_SIZES:
+            what = "sizes of layers, observations and actions"
+            raise ValueError(f"{what} must be 1 to {_MAX_SIZE:,}, and at most {_MAX_SIZES:,} of them")
         rows = len(model.policies)
         generated = sum(rows * (i + 1) * o for head in self.heads.values() for i, o, _ in head.layers)
         numbers = sum(math.prod(shape) for shape in self.shapes().values())

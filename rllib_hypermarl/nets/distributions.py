@@ -99,7 +99,12 @@ class ActionSpec:
             low, high: of continuous actions, the bounds as tensors `[dim]` on the device.
             mask: of discrete actions, `[..., sum(choices)]` bool: True where one is allowed, in every component at
                 least one (see `blocked`). None: all are.
+
+        Raises:
+            ValueError: a mask of continuous actions.
         """
+        if mask is not None and self.continuous:
+            raise ValueError("continuous actions cannot be masked")
         if not self.continuous:
             return Categorical(inputs, mask) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices, mask)
         if self.log_std == "generated":

@@ -311,6 +311,7 @@ def test_a_rewritten_spec_is_refused_or_is_a_sound_bundle_of_another_version(bun
         (("model", "heads", "actor", "colour"), "red", "model.heads.actor.colour"),
         (("model", "heads", "actor", "hidden"), [2**20, 2**20], "268,435,456 are the most"),
         (("model", "heads", "actor", "hidden"), [10**12], "sizes of layers"),
+        (("model", "heads", "actor", "hidden"), [1] * 10**6, "sizes of layers"),
         (("model", "heads", "actor", "hidden"), [9, 6], "its spec says torch.float32 (3, 5, 9)"),
         (("model", "heads", "actor", "hidden"), [8, 6, 6], "lacks or has beside what its spec says"),
         (("model", "actions", "choices"), [-1, 5], "sizes of layers"),

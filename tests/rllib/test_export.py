@@ -51,7 +51,7 @@ def played(algo, explore=False):
     "overrides",
     [
         ("hypermarl.normalise_obs=true", "policies={pair: [agent_1, agent_3], '*': own}"),
-        ("hypermarl.sharing=full_id", "hypermarl.critic=central"),
+        ("hypermarl.sharing=full_id", "hypermarl.critic=central", "env_config.n_agents=11"),  # agent_10 is the last one
         ("hypermarl.sharing=none", "training.use_critic=false", "hypermarl.frozen=[agent_2]"),
         (*VMAS, "env_config.continuous_actions=false", "hypermarl.normalise_obs=true", "hypermarl.frozen=[agent_1]"),
         (*NAVIGATION, "hypermarl.log_std=per_policy", "hypermarl.sharing=hyper_linear"),
