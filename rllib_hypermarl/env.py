@@ -40,8 +40,13 @@ class Step:
         final_obs: `[E, N, obs]`.
         state: `[E, state]`, optional. The whole env, for central critics.
         final_state: `[E, state]`, beside `state`, as `final_obs` is beside `obs`.
-        action_mask: `[E, N, actions]` bool, optional. True where an action is allowed.
-        alive: `[E, N]` bool, optional. False for agents that left or died. None: all are alive.
+        action_mask: `[E, N, actions]` bool, optional, for `obs`. True where an action is allowed; of several discrete
+            components, one block each. Whatever it says of agents that are not alive is not read.
+        alive: `[E, N]` bool, optional. False for agents that died, left, or have not come yet. None: all are alive.
+            What they would observe and be paid is not read, and what they do not obeyed.
+        final_alive: `[E, N]`, beside `alive`, as `final_obs` is beside `obs`: an agent that is not alive there died in
+            this step, which ends its return, whether or not the episode goes on. None: as `alive`, and in episodes
+            that ended, whoever acted.
         extras: named tensors `[E, ...]` for metrics and pictures (positions, visibility). Never used for learning.
     """
 
@@ -54,7 +59,27 @@ class Step:
     final_state: Tensor | None = None
     action_mask: Tensor | None = None
     alive: Tensor | None = None
+    final_alive: Tensor | None = None
     extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def observed(self) -> Tensor:
+        """`[N, E, obs]`, what the agents act on: zeros for those that are not alive."""
+        obs = self.obs.transpose(0, 1)
+        return obs if self.alive is None else obs.masked_fill(~self.alive.T.unsqueeze(-1), 0.0)
+
+    def allowed(self) -> Tensor | None:
+        """`[N, E, actions]`, the action mask; agents that are not alive may do anything."""
+        if self.action_mask is None:
+            return None
+        mask = self.action_mask.transpose(0, 1)
+        return mask if self.alive is None else mask | ~self.alive.T.unsqueeze(-1)
+
+    def survivors(self, before: Step) -> Tensor:
+        """`[E, N]`, who was alive at the end of this step, episodes that ended in it included. Args: before: of it."""
+        if self.final_alive is not None:
+            return self.final_alive
+        ended = (self.terminated | self.truncated).unsqueeze(1)
+        return torch.where(ended, before.alive, self.alive)
 
 
 class BatchedEnv(abc.ABC):
@@ -216,14 +241,38 @@ def check_shapes(env: BatchedEnv, step: Step, name: str) -> None:
     e, n = env.num_envs, len(env.agents)
     obs = (e, n, env.observation_spaces[env.agents[0]].shape[0])
     expected = {"obs": obs, "final_obs": obs, "reward": (e, n), "terminated": (e,), "truncated": (e,)}
+    expected |= {field: (e, n) for field in ("alive", "final_alive") if getattr(step, field) is not None}
+    if step.action_mask is not None:
+        expected["action_mask"] = (e, n, num_choices(env.action_spaces[env.agents[0]]))
     for field, shape in expected.items():
         value = getattr(step, field)
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnvError(f"env {name!r} returned {field} of shape {got}, expected {shape} ([E, N, ...])")
-    for field in ("terminated", "truncated"):
+    for field in expected.keys() - {"obs", "final_obs", "reward"}:
         if getattr(step, field).dtype != torch.bool:
             raise EnvError(f"env {name!r} returned {field} as {getattr(step, field).dtype}, expected torch.bool")
+
+
+def num_choices(space: gym.Space) -> int:
+    """Of all components of a discrete space together, the width of its action mask; 0 of a continuous one."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, gym.spaces.MultiDiscrete) else 0
+
+
+def check_some_allowed(blocked: Tensor, agents: tuple[str, ...], name: str) -> None:
+    """Checks a whole rollout at once. Args: blocked `[N, T, E]` bool, where a mask leaves nothing to choose.
+
+    Raises:
+        EnvError: names the env, and the first agent, sub-env and step without an action.
+    """
+    if blocked.any():
+        n, t, e = blocked.nonzero()[0].tolist()
+        raise EnvError(
+            f"env {name!r} allows no action to agent {agents[n]!r} in sub-env {e}, step {t} of the rollout; "
+            "an agent that cannot act must not be alive, or have an action that does nothing"
+        )
 
 
 def check_finite(values: Tensor, field: str, agents: tuple[str, ...], name: str) -> None:

@@ -40,10 +40,11 @@ def evaluate(
     returns, lengths = [], []
     limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
     for _ in range(limit):
-        dist = net.policy(step.obs.transpose(0, 1), weights)
+        before, dist = step, net.policy(step.observed(), weights, step.allowed())
         actions = dist.to_env(dist.sample(generator) if explore else dist.mode())
         step = env.step(actions.transpose(0, 1))
-        running, length = running + step.reward, length + 1
+        reward = step.reward if before.alive is None else step.reward.masked_fill(~before.alive, 0.0)
+        running, length = running + reward, length + 1
         done = step.terminated | step.truncated
         counted = done & (quota > 0)
         returns.append(running[counted])

@@ -31,6 +31,10 @@ class Rollout:
         final_index: `[F]`, for each of them its row `t * E + e`.
         state: `[T, E, state]`, of envs that have one, beside `obs`; so are `last_state` `[E, state]` and `final_state`
             `[F, state]`.
+        action_mask: `[N, T, E, choices]` bool, of envs that have one: what was allowed.
+        alive: `[N, T, E]` bool, of envs whose agents come and go: who acted. All else that is of the others is
+            meaningless; their observations are zeros.
+        died: `[N, T, E]` bool, beside `alive`: who acted, and was not alive any more after the step.
     """
 
     obs: Tensor
@@ -45,14 +49,21 @@ class Rollout:
     state: Tensor | None = None
     last_state: Tensor | None = None
     final_state: Tensor | None = None
+    action_mask: Tensor | None = None
+    alive: Tensor | None = None
+    died: Tensor | None = None
 
     def env_steps(self) -> int:
         """T * E."""
         return self.terminated.numel()
 
     def agent_steps(self) -> int:
-        """T * E * N."""
-        return self.reward.numel()
+        """T * E * N, of agents that were alive."""
+        return self.reward.numel() if self.alive is None else int(self.alive.sum())
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Who terminated, and who was truncated: `[T, E]` each; the former `[N, T, E]` where agents die."""
+        return self.terminated if self.died is None else self.terminated | self.died, self.truncated
 
     def arrays(self) -> Rollout:
         """The same in NumPy arrays, which travel between processes without being copied."""
@@ -72,7 +83,7 @@ class Rollout:
 # The axis of the envs in each field of a rollout; of the final ones, of the episodes that were cut.
 _ENV_AXIS = {
     "obs": 2, "actions": 2, "logp": 2, "reward": 2, "terminated": 1, "truncated": 1, "last_obs": 1, "state": 1,
-    "last_state": 0,
+    "last_state": 0, "action_mask": 2, "alive": 2, "died": 2,
 }  # fmt: skip
 
 
@@ -135,27 +146,45 @@ class RolloutBuffer:
         self.terminated = torch.empty(shape[1:], dtype=torch.bool, device=device)
         self.truncated = torch.empty(shape[1:], dtype=torch.bool, device=device)
         self.state = None if state_dim is None else torch.empty(length, num_envs, state_dim, device=device)
+        self.action_mask: Tensor | None = None
+        self.alive: Tensor | None = None
+        self.died: Tensor | None = None
         self._ends: list[tuple[int, Step]] = []
         self._t = 0
 
-    def add(self, obs: Tensor, actions: Tensor, logp: Tensor, step: Step, state: Tensor | None = None) -> None:
+    def add(self, obs: Tensor, actions: Tensor, logp: Tensor, step: Step, before: Step | None = None) -> None:
         """Adds one step.
 
         Args:
-            obs: `[N, E, obs]`, what was acted on; so is `state` `[E, state]`.
+            obs: `[N, E, obs]`, what was acted on.
             actions: `[N, E, ...]`.
             logp: `[N, E]`.
             step: what the env answered.
+            before: the step that `obs` is of; for what else it says: state, masks, who is alive.
         """
         t = self._t
         if self.state is not None:
-            self.state[t] = state
+            self.state[t] = before.state
+        reward = step.reward.T
+        if before is not None and (mask := before.allowed()) is not None:
+            self._keep("action_mask", t, mask)
+        if before is not None and before.alive is not None:
+            alive = before.alive.T
+            reward = reward.masked_fill(~alive, 0.0)
+            self._keep("alive", t, alive)
+            self._keep("died", t, alive & ~step.survivors(before).T)
         self.obs[:, t], self.actions[:, t], self.logp[:, t] = obs, actions, logp
-        self.reward[:, t] = step.reward.T
+        self.reward[:, t] = reward
         self.terminated[t], self.truncated[t] = step.terminated, step.truncated
         if step.final_obs is not step.obs:  # something ended, or may have
             self._ends.append((t, step))
         self._t += 1
+
+    def _keep(self, name: str, t: int, value: Tensor) -> None:
+        """What not all envs have. Args: value `[N, E, ...]`."""
+        if getattr(self, name) is None:
+            setattr(self, name, value.new_empty(*self.reward.shape, *value.shape[2:]))
+        getattr(self, name)[:, t] = value
 
     def finish(self, last_obs: Tensor, last_state: Tensor | None = None) -> Rollout:
         """Args: last_obs `[N, E, obs]`, last_state `[E, state]`."""
@@ -168,12 +197,16 @@ class RolloutBuffer:
             observations = torch.stack([step.final_obs for _, step in self._ends])  # [k, E, N, obs]
             k, e = (self.truncated & ~self.terminated)[steps].nonzero(as_tuple=True)
             final_obs = observations[k, e].transpose(0, 1).contiguous()
+            if self.alive is not None:
+                gone = ~self.alive[:, steps[k], e] | self.died[:, steps[k], e]  # [N, F]
+                final_obs = final_obs.masked_fill(gone.unsqueeze(-1), 0.0)
             final_index = steps[k] * num_envs + e
             if self.state is not None:
                 final_state = torch.stack([step.final_state for _, step in self._ends])[k, e]
         return Rollout(
             self.obs, self.actions, self.logp, self.reward, self.terminated, self.truncated,
             last_obs, final_obs, final_index, self.state, last_state, final_state,
+            self.action_mask, self.alive, self.died,
         )  # fmt: skip
 
 
@@ -192,7 +225,7 @@ def gae(
         reward, value: `[N, T, E]`.
         next_value: `[N, T, E]`, the value of what follows each step; at the end of an episode, of its final
             observation. Ignored where the episode terminated.
-        terminated, truncated: `[T, E]` bool. Either ends the sum of later errors.
+        terminated, truncated: `[T, E]`, or `[N, T, E]`, bool. Either ends the sum of later errors.
 
     Returns:
         Advantages `[N, T, E]`. Value targets are advantages plus values.
@@ -202,7 +235,7 @@ def gae(
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[:, 0])
     for t in reversed(range(delta.shape[1])):
-        running = torch.addcmul(delta[:, t], carry[t], running)
+        running = torch.addcmul(delta[:, t], carry[..., t, :], running)
         advantage[:, t] = running
     return advantage
 
@@ -212,7 +245,7 @@ def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
 
     Args:
         reward: `[N, T, E]`.
-        ended: `[T, E]` bool.
+        ended: `[T, E]`, or `[N, T, E]`, bool.
     """
     nothing = torch.zeros_like(reward)
     return gae(reward, nothing, nothing, ended, torch.zeros_like(ended), gamma, 1.0)

@@ -90,7 +90,7 @@ class SlowEnv(GoodEnv):
 
 
 class MaskEnv(GoodEnv):
-    """Returns an optional field that the runner cannot use yet."""
+    """A wrong shape in an optional field."""
 
     def __init__(self, num_envs, device="cpu", field="action_mask"):
         super().__init__(num_envs, device)
@@ -98,5 +98,5 @@ class MaskEnv(GoodEnv):
 
     def make_step(self, ended):
         step = super().make_step(ended)
-        setattr(step, self.field, torch.ones(self.num_envs, 2, 2, dtype=torch.bool))
+        setattr(step, self.field, torch.ones(self.num_envs, 2, 3, dtype=torch.bool))
         return step

@@ -43,7 +43,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
         """Takes in new rows (Chan et al. 1979, parallel variance). Args: moments as `moments` returns them."""
-        count, total, squares = moments[:1], *moments[1:].chunk(2)
+        count, total, squares = moments[:1].clamp_min(1e-9), *moments[1:].chunk(2)  # there may be no rows
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         past = self.count if self.window is None else self.count.clamp_max((self.window - 1) * count)

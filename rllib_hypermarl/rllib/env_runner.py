@@ -159,9 +159,6 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if self._step is None:
             self._step = self._ask_env("reset", self._first_seed())
             envs.check_shapes(self.env, self._step, self.env_name)
-            for field in ("action_mask", "alive"):
-                if getattr(self._step, field) is not None:
-                    raise EnvError(f"env {self.env_name!r} returned {field}, which is not supported yet")
         start = time.perf_counter()
         with _one_thread_if(self.env.num_envs * len(self.env.agents) <= _ROWS_PER_THREAD):
             rollout = self._rollout(self.config.get_rollout_fragment_length())
@@ -198,15 +195,15 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         state_dim = self.env.state_space.shape[0] if with_state else None
         buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
         self._env_seconds = 0.0
-        obs = self._step.obs.transpose(0, 1)
         for _ in range(length):
-            dist = self.net.policy(obs, weights)
+            before, obs = self._step, self._step.observed()
+            dist = self.net.policy(obs, weights, before.allowed())
             actions = dist.sample(self._generator)
             step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
             envs.check_shapes(self.env, step, self.env_name)
-            buffer.add(obs, actions, dist.log_prob(actions), step, self._step.state)
-            self._step, obs = step, step.obs.transpose(0, 1)
-        return buffer.finish(obs, self._step.state if with_state else None)
+            buffer.add(obs, actions, dist.log_prob(actions), step, before)
+            self._step = step
+        return buffer.finish(self._step.observed(), self._step.state if with_state else None)
 
     def _ask_env(self, method: str, argument: Any) -> Step:
         start = time.perf_counter()
@@ -227,6 +224,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             values = getattr(rollout, field)
             values = values.permute(1, 2, 0, *range(3, values.dim()))  # [T, E, N, ...]
             envs.check_finite(values, field, self.env.agents, self.env_name)
+        if rollout.action_mask is not None:
+            envs.check_some_allowed(self.net.spec.actions.blocked(rollout.action_mask), self.env.agents, self.env_name)
         envs.check_finite(rollout.last_obs.permute(1, 0, 2)[None], "obs", self.env.agents, self.env_name)
         envs.check_finite(rollout.final_obs.permute(1, 0, 2)[None], "final_obs", self.env.agents, self.env_name)
 

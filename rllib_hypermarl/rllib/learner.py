@@ -31,6 +31,8 @@ from .resources import granted_cpus
 
 _VALUE_ROWS = 16_384  # rows (t, e) per chunk of the value pass: bounds its memory
 _LR_RANGE, _LR_STEP = (1e-6, 1e-2), 1.5  # of the adaptive learning rate
+_Statistics = tuple[Tensor, Tensor, Tensor]
+"""Of a minibatch's advantages: standard deviation, mean, and their number (per learner)."""
 _Orders = list[tuple[Tensor, ...]]  # per epoch, the row indices of each minibatch
 
 
@@ -108,21 +110,21 @@ class HyperMARLLearner(PPOTorchLearner):
         self._set_lr(_at(self._lr, env_steps) if self._adapted_lr is None else self._adapted_lr)
 
         value, advantage = self._values_and_advantages(rollout)
-        if "value" in self.net.norms:
-            self._update_norm("value", self.net.trained(advantage + value).unsqueeze(-1))
         rows = _rows(rollout, value, advantage)
-        for key in ("logp", "value", "advantage"):  # what frozen policies did teaches nobody
+        for key in {"logp", "value", "advantage", "alive"} & rows.keys():  # what frozen policies did teaches nobody
             rows[key] = self.net.trained(rows[key])
+        if "value" in self.net.norms:
+            self._update_norm("value", (rows["advantage"] + rows["value"]).unsqueeze(-1), rows.get("alive"))
         num_minibatches = max(1, round(num_rows / self.config.minibatch_size))
         orders = [self._shuffled(num_rows).tensor_split(num_minibatches) for _ in range(self.config.num_epochs)]
-        std_means = self._std_means(rows["advantage"], orders)
+        statistics = self._statistics(rows["advantage"], rows.get("alive"), orders)
         totals: dict[str, Tensor] = {}
         steps = 0
         for order in orders:
             kl_before = totals.get("mean_kl_loss", 0)
             for index in order:
                 minibatch = {key: tensor.index_select(1, index) for key, tensor in rows.items()}
-                loss, stats = self._loss(minibatch, next(std_means), loss_config)
+                loss, stats = self._loss(minibatch, next(statistics), loss_config)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self._collective.average_gradients(self.net.parameters())
@@ -135,17 +137,17 @@ class HyperMARLLearner(PPOTorchLearner):
                 break
         # Only now: the policy that sampled this rollout, and those it was compared with, read by the old statistics.
         for kind in {"obs", "state"} & set(self.net.norms):
-            self._update_norm(kind, getattr(rollout, kind))
+            self._update_norm(kind, getattr(rollout, kind), rollout.alive if kind == "obs" else None)
         self._log(rollout, value, advantage, {key: total / steps for key, total in totals.items()}, steps)
         return self.metrics.reduce()
 
     def _loss(
-        self, rows: dict[str, Tensor], std_mean: tuple[Tensor, Tensor] | None, config: PPOLossConfig
+        self, rows: dict[str, Tensor], statistics: _Statistics | None, config: PPOLossConfig
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once."""
         net, values = self.net, {"value": None, "old_value": None, "value_target": None}
         weights = net.generate()
-        dist = net.policy(rows["obs"], weights)
+        dist = net.policy(rows["obs"], weights, rows.get("action_mask"))
         if self.config.use_critic:
             values = {
                 "value": net.trained(net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights)),
@@ -157,15 +159,16 @@ class HyperMARLLearner(PPOTorchLearner):
             net.trained(dist.log_prob(rows["actions"])),
             net.trained(dist.entropy()),
             old_logp=rows["logp"],
-            advantage=standardise(rows["advantage"], std_mean),
+            advantage=standardise(rows["advantage"], None if statistics is None else statistics[:2]),
             config=config,
+            weight=rows["alive"] / statistics[2] if "alive" in rows else None,
             **values,
         )
 
     @torch.no_grad()
     def _values_and_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Returns values and advantages, `[N, T, E]` each; without a critic, zeros and discounted returns."""
-        ends = rollout.terminated, rollout.truncated
+        ends = rollout.ends()
         if not self.config.use_critic:
             advantage = returns_to_go(rollout.reward, ends[0] | ends[1], self.config.gamma)
             return torch.zeros_like(advantage), advantage
@@ -185,21 +188,27 @@ class HyperMARLLearner(PPOTorchLearner):
             return torch.arange(num_rows, device=self._device)
         return torch.randperm(num_rows, generator=self._generator, device=self._device)
 
-    def _std_means(self, advantage: Tensor, orders: _Orders) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """Standard deviation and mean of the advantages `[N, rows]` of every minibatch, over all learners at once.
+    def _statistics(self, advantage: Tensor, alive: Tensor | None, orders: _Orders) -> Iterator[_Statistics | None]:
+        """Of the advantages of every minibatch, over all learners at once; None: all that a minibatch itself holds.
 
         Nothing is learnt before the last minibatch that could change them, so one exchange is enough.
+
+        Args:
+            advantage: `[N, rows]`; alive: `[N, rows]` bool, which of them count.
         """
-        if self._collective.size == 1:  # each minibatch's own
+        if self._collective.size == 1 and alive is None:
             yield from (None for order in orders for _ in order)
             return
         exact = advantage.double()
-        of_row = torch.stack([torch.full_like(exact[0], len(exact)), exact.sum(0), exact.square().sum(0)])
+        counts = torch.ones_like(exact) if alive is None else alive.double()
+        exact = exact * counts
+        of_row = torch.stack([counts.sum(0), exact.sum(0), exact.square().sum(0)])
         sums = torch.stack([of_row[:, index].sum(dim=1) for order in orders for index in order])
         count, total, squares = self._collective.sum(sums).unbind(dim=1)
+        count = count.clamp_min(1)  # of a minibatch in which nobody was alive
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        yield from zip(std.to(advantage.dtype), mean.to(advantage.dtype), strict=True)
+        yield from zip(*(x.to(advantage.dtype) for x in (std, mean, count / self._collective.size)), strict=True)
 
     # --------------------------------------------------------------------------------- learning rate and statistics
 
@@ -225,8 +234,10 @@ class HyperMARLLearner(PPOTorchLearner):
             self._set_lr(lr)
         return self.config.early_stop_kl is not None and kl > self.config.early_stop_kl
 
-    def _update_norm(self, kind: str, x: Tensor) -> None:
-        self.net.norms[kind].update(self._collective.sum(RunningNorm.moments(x)))
+    def _update_norm(self, kind: str, x: Tensor, alive: Tensor | None) -> None:
+        """Args: x `[..., features]`; alive `[...]` bool, which rows count. None: all."""
+        rows = x if alive is None else x[alive]
+        self.net.norms[kind].update(self._collective.sum(RunningNorm.moments(rows)))
 
     # ------------------------------------------------------------------------------------------------ data and logs
 
@@ -240,6 +251,8 @@ class HyperMARLLearner(PPOTorchLearner):
     ) -> None:
         """Reads all statistics with one synchronisation and logs them under RLlib's names."""
         if self.config.use_critic:
+            if rollout.alive is not None:
+                value, advantage = value[rollout.alive], advantage[rollout.alive]
             means["vf_explained_var"] = 1 - advantage.var() / (advantage + value).var().clamp_min(1e-12)
         else:
             del means["vf_loss"]
@@ -285,6 +298,9 @@ def _rows(rollout: Rollout, value: Tensor, advantage: Tensor) -> dict[str, Tenso
     }
     if rollout.state is not None:
         rows["state"] = rollout.state.flatten(0, 1).unsqueeze(0)  # one for the whole team
+    for key in ("action_mask", "alive"):
+        if getattr(rollout, key) is not None:
+            rows[key] = getattr(rollout, key).flatten(1, 2)
     return rows
 
 

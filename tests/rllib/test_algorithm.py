@@ -255,8 +255,8 @@ def test_agents_in_groups_train():
         ("ShapeEnv", "{field: final_obs}", ["final_obs of shape (16, 1, 3)"]),
         ("ShapeEnv", "{field: terminated}", ["terminated as torch.float32", "expected torch.bool"]),
         ("RaisingEnv", "{}", ["raised in step() after 128 env steps", "KeyError", "fell over"]),
-        ("MaskEnv", "{}", ["returned action_mask, which is not supported yet"]),
-        ("MaskEnv", "{field: alive}", ["returned alive, which is not supported yet"]),
+        ("MaskEnv", "{}", ["action_mask of shape (16, 2, 3)", "expected (16, 2, 2)"]),
+        ("MaskEnv", "{field: alive}", ["alive of shape (16, 2, 3)", "expected (16, 2)"]),
         ("RaisingResetEnv", "{}", ["raised in reset()", "RuntimeError: no licence"]),
     ],
 )
