@@ -9,7 +9,7 @@ driver. With s, x, u0, u1 and y fitted on one and two nodes, and c cores for all
     weights(n)  = y                          out of the learner; to the runners they go with the next request
 
 Three and four nodes are predicted and measured; the error is printed. What larger clusters would take is the same model
-with one core per node, and a network instead of this machine's memory (see `extrapolate`): not measured.
+with a core per node, and a network instead of this machine's memory (see `extrapolate`): not measured.
 """
 
 from __future__ import annotations
@@ -91,26 +91,30 @@ def predict(model: dict[str, float], nodes: int, cores: float) -> Seconds:
 
 def extrapolate(
     model: dict[str, float], sizes: dict[str, int], nodes: int, learners: int, gbit_per_s: float = 10.0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """A cluster that nobody measured: one core for each runner and each learner, a network of `gbit_per_s`.
 
-    Assumes: rollouts reach the driver over one link, one by one, at the slower of the network and what was measured
-    here; learners share the update equally, and after each of its minibatches exchange gradients of the weights' size
-    (a ring: twice that over the link, whatever their number), not overlapped with anything; rollouts go on to learners
-    over the driver's link once more, if there are several. Stragglers, other traffic and failures are left out.
+    Assumes: learners share the update equally, and after each of its minibatches exchange gradients of the parameters'
+    size (a ring: twice that over the link, whatever their number), not overlapped with anything; rollouts reach the
+    driver over one link, and go on to learners over it once more, if there are several. Stragglers, other traffic and
+    failures are left out. What a further node costs in sampling is between two bounds: `x`, as here, where it holds
+    that runners disturb one another on one machine's memory; and no more than its rollout takes on the network.
+
+    Returns:
+        Seconds of an iteration, and env steps per second, at both bounds: `[with x, network only]`.
     """
     bytes_per_s = gbit_per_s * 1e9 / 8
-    collect = nodes * max(model["x"], sizes["rollout"] / bytes_per_s)
-    updates = EPOCHS * nodes * ENVS * LENGTH / MINIBATCH / learners
-    exchange = updates * 2 * sizes["parameters"] / bytes_per_s if learners > 1 else 0.0
-    hand_out = nodes * sizes["rollout"] / bytes_per_s if learners > 1 else 0.0
-    seconds = {
-        "sampling": model["s"] + collect,
-        "update": model["u0"] + model["u1"] * nodes / learners + exchange + hand_out,
-        "weights": model["y"] + nodes * sizes["weights"] / bytes_per_s,
-    }
-    rate = nodes * ENVS * LENGTH / sum(seconds.values())
-    return {"nodes": nodes, "learners": learners, **_rounded(seconds), "env_steps_per_second": round(rate)}
+    send = sizes["rollout"] / bytes_per_s
+    minibatches = EPOCHS * nodes * ENVS * LENGTH / MINIBATCH / learners
+    several = (minibatches * 2 * sizes["parameters"] / bytes_per_s + nodes * send) if learners > 1 else 0.0
+    update = model["u0"] + model["u1"] * nodes / learners + several
+    weights = model["y"] + nodes * sizes["weights"] / bytes_per_s
+    sampling = [model["s"] + nodes * max(model["x"], send), model["s"] + model["x"] + nodes * send]
+    rates = [round(nodes * ENVS * LENGTH / (seconds + update + weights)) for seconds in sampling]
+    return {
+        "nodes": nodes, "learners": learners, "sampling": [round(x, 2) for x in sampling], "update": round(update, 2),
+        "weights": round(weights, 3), "env_steps_per_second": rates,
+    }  # fmt: skip
 
 
 def _measure(nodes: int) -> tuple[Seconds, dict[str, int]]:
@@ -174,9 +178,11 @@ def table(result: dict[str, Any]) -> str:
         error = f"{100 * result['error'][n]:+6.1f}%"
         lines.append(f"{n:>5} {' '.join(f'{c:>18}' for c in cells)} {error} {result['env_steps_per_second'][n]:12,}")
     lines.append("seconds measured (and predicted from one and two nodes)")
-    lines += [
-        f"not measured: {row['nodes']:3} nodes, {row['learners']:2} learners: sampling {row['sampling']:.2f} s, "
-        f"update {row['update']:.2f} s, {row['env_steps_per_second']:,} env steps/s"
-        for row in result["extrapolated"]
-    ]
+    for row in result["extrapolated"]:
+        (slow, fast), (low, high) = row["sampling"], row["env_steps_per_second"]
+        name = f"not measured: {row['nodes']:3} nodes, {row['learners']:2} learners"
+        lines.append(
+            f"{name}: sampling {fast:.2f} to {slow:.2f} s, update {row['update']:.2f} s, "
+            f"{low:,} to {high:,} env steps/s"
+        )  # fmt: skip
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
-from rllib_hypermarl.bench import actors, measure, plot, scaling, throughput
+from rllib_hypermarl.bench import actors, measure, nodes, plot, scaling, throughput, tune
 from rllib_hypermarl.bench.bare import BarePPO, Settings
 from tests.helpers import environment, game, weights
 
@@ -135,6 +135,29 @@ def test_the_plot(tmp_path):
         (tmp_path / name).write_text(json.dumps(data))
     plot.plot(tmp_path / "a.json", tmp_path / "b.json", tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 5000
+
+
+def test_the_sizing_model_is_exact_where_it_was_fitted_and_knows_cores():
+    model = {"s": 0.3, "x": 0.02, "u0": 0.01, "u1": 0.2, "y": 0.001}
+    for cores in (1, 2, 8):
+        one, two = (nodes.predict(model, n, cores) for n in (1, 2))
+        if cores > 1:  # on one core nothing tells a runner's work from what follows it
+            assert nodes.fit(one, two, cores) == pytest.approx(model)
+    assert nodes.predict(model, 4, 2)["sampling"] == pytest.approx(0.6 + 0.08)
+    assert nodes.predict(model, 4, 8)["sampling"] == pytest.approx(0.3 + 0.08)
+    sizes = {"rollout": 10**6, "weights": 10**6, "parameters": 10**6}
+    alone, many = (nodes.extrapolate(model, sizes, 64, learners) for learners in (1, 16))
+    assert alone["update"] == pytest.approx(0.01 + 0.2 * 64) and many["update"] < alone["update"] / 4
+    assert all(slow < fast for slow, fast in (alone["env_steps_per_second"], many["env_steps_per_second"]))
+
+
+@pytest.mark.system
+def test_the_tune_bench_measures_both_sides(monkeypatch):
+    monkeypatch.setattr(tune, "_WARM_UP", 0.0)
+    result = tune.run(rounds=1, seconds=4.0, log=lambda line: None)
+    assert set(result["sides"]) == {"by hand", "tune"}
+    assert all(side["steady"] > 0 and side["wall"] > 4 for side in result["sides"].values())
+    assert "tune / by hand, steady" in tune.table(result)
 
 
 @pytest.mark.system

@@ -99,8 +99,6 @@ def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, shari
     dist = net.policy(obs, generated, rollout.action_mask.flatten(1, 2))
     rows = (dist.log_prob(actions), dist.entropy(), net.value(obs, None, generated), rollout.logp, value, advantage)
     logp, entropy, now, old_logp, old_value, adv = (x.flatten(1)[here] for x in rows)
-        x.flatten(1)[here] if x.dim() == 2 else x.flatten(1, 2)[here] for x in rows
-    )
     config = PPOLossConfig(0.2, 0.5, 0.01, 0.2)
     expected, expected_stats = oracle.ppo_loss(
         logp, entropy, now, old_logp, old_value, standardise(adv), adv + old_value, config
