@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..env import BatchedEnv, Step
 from .vmas_pool import ResetPool
@@ -141,8 +142,14 @@ class VmasEnv(BatchedEnv):
         self.num_envs, self.device, self.max_episode_steps = num_envs, torch.device(device), max_steps
         self._env = self.make_vmas()
         self.agents = tuple(agent.name for agent in self._env.agents)
-        self.observation_spaces = _same_spaces("observation", self.agents, self._env.observation_space)
-        self.action_spaces = _same_spaces("action", self.agents, self._env.action_space)
+        self.observation_spaces, self.action_spaces = (
+            dict(zip(self.agents, map(_space, spaces), strict=True))
+            for spaces in (self._env.observation_space, self._env.action_space)
+        )
+        sizes = [space.shape[0] for space in self.observation_spaces.values()]
+        self._missing = None if len(set(sizes)) == 1 else [max(sizes) - size for size in sizes]  # to the greatest
+        widths = [space.shape[0] if space.shape else 1 for space in self.action_spaces.values()]
+        self._widths = None if len(set(widths)) == 1 else widths
         self._fast_resets = scenario in EXACT_POOL_RESETS if fast_resets is None else fast_resets
         self._pool: ResetPool | None = None  # made when first needed
         self._stream = Stream(secrets.randbits(31))
@@ -179,9 +186,11 @@ class VmasEnv(BatchedEnv):
         return Step(obs, reward, never, never, obs)
 
     def step(self, actions: Tensor) -> Step:
-        actions = actions if actions.dim() == 3 else actions.unsqueeze(-1)
-        obs, reward, terminated, truncated, _ = self._stream.step(self._env, actions.unbind(1))
-        obs = final_obs = torch.stack(obs).transpose(0, 1)
+        actions = (actions if actions.dim() == 3 else actions.unsqueeze(-1)).unbind(1)
+        if self._widths is not None:
+            actions = [action[:, :width] for action, width in zip(actions, self._widths, strict=True)]
+        obs, reward, terminated, truncated, _ = self._stream.step(self._env, actions)
+        obs = final_obs = self._stacked(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
         ended = terminated | truncated
         if ended.any():
@@ -190,14 +199,20 @@ class VmasEnv(BatchedEnv):
 
     def _reset_all(self) -> Tensor:
         with self._stream:
-            return torch.stack(self._env.reset()).transpose(0, 1)
+            return self._stacked(self._env.reset()).transpose(0, 1)
+
+    def _stacked(self, obs: Sequence[Tensor]) -> Tensor:
+        """The agents' observations `[E, own size]` as `[N, E, obs]`, filled up with zeros where they differ."""
+        if self._missing is not None:
+            obs = [functional.pad(x, (0, missing)) for x, missing in zip(obs, self._missing, strict=True)]
+        return torch.stack(obs)
 
     def _restart(self, ended: Tensor, obs: Tensor) -> Tensor:
         """Starts new episodes where `ended` `[E]`; returns `obs` with their first observations in place."""
         if ended.all():
             return self._reset_all()
         if self._fast_resets and self._pool is None:
-            self._pool = ResetPool(self._env, self.make_vmas())
+            self._pool = ResetPool(self._env, self.make_vmas(), self._stacked)
         rows = ended.nonzero().squeeze(1)
         obs = obs.transpose(0, 1)
         with self._stream:
@@ -210,23 +225,11 @@ class VmasEnv(BatchedEnv):
             self._env.reset_at(row, return_observations=False)
         wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
         (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
-        return obs.index_copy(1, rows, torch.stack(fresh)[:, rows])
+        return obs.index_copy(1, rows, self._stacked(fresh)[:, rows])
 
 
 def _no_info(agent: Any) -> dict:
     return {}
-
-
-def _same_spaces(kind: str, agents: tuple[str, ...], spaces: Any) -> dict[str, gym.Space]:
-    """Gymnasium's spaces of the agents, from VMAS's tuple of old Gym's."""
-    converted = [_space(space) for space in spaces]
-    for agent, space in zip(agents, converted, strict=True):
-        if space != converted[0]:
-            raise ValueError(
-                f"agents with unlike {kind} spaces are not supported yet: "
-                f"{agents[0]} has {converted[0]}, {agent} has {space}"
-            )
-    return dict(zip(agents, converted, strict=True))
 
 
 def _space(space: Any) -> gym.Space:

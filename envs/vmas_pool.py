@@ -10,7 +10,7 @@ scenario can be reset this way is found by trying (`vmas_probe.py`), and `vmas.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -123,10 +123,11 @@ class ResetPool:
     Args:
         env: the VMAS env whose rows are replaced.
         pool: another one of the same configuration.
+        stack: makes `[N, E, obs]` of the agents' observations.
     """
 
-    def __init__(self, env: Any, pool: Any):
-        self.env, self.pool = env, pool
+    def __init__(self, env: Any, pool: Any, stack: Callable[[Sequence[Tensor]], Tensor] = torch.stack):
+        self.env, self.pool, self._stack = env, pool, stack
         self._pairs = StatePairs(env, pool)
         self._obs: Tensor | None = None  # [N, E, obs] of the pool's rows
         self.clear()
@@ -147,7 +148,7 @@ class ResetPool:
         obs = obs.clone()
         while len(rows):
             if self._used == self.env.num_envs:
-                self._obs, self._used = torch.stack(self.pool.reset()), 0
+                self._obs, self._used = self._stack(self.pool.reset()), 0
                 self._pairs.walk()
             now, rows = rows.tensor_split([self.env.num_envs - self._used])
             fresh = slice(self._used, self._used + len(now))

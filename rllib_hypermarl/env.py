@@ -14,7 +14,8 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -33,7 +34,8 @@ class Step:
     should return the very same tensor twice, so that nobody has to compare them.
 
     Attributes:
-        obs: `[E, N, obs]` float. What to act on next.
+        obs: `[E, N, obs]` float. What to act on next. Where agents' observations have different sizes, all have the
+            greatest, filled up with zeros at the end.
         reward: `[E, N]` float. The env's own reward of the transition; zeros from `reset`.
         terminated: `[E]` bool. The task ended; the value of the final observation is zero.
         truncated: `[E]` bool. Time ran out; the value of the final observation is bootstrapped.
@@ -41,7 +43,8 @@ class Step:
         state: `[E, state]`, optional. The whole env, for central critics.
         final_state: `[E, state]`, beside `state`, as `final_obs` is beside `obs`.
         action_mask: `[E, N, actions]` bool, optional, for `obs`. True where an action is allowed; of several discrete
-            components, one block each. Whatever it says of agents that are not alive is not read.
+            components, one block each; of agents with unlike actions, as wide as `num_choices`. Whatever it says of
+            agents that are not alive is not read.
         alive: `[E, N]` bool, optional. False for agents that died, left, or have not come yet. None: all are alive.
             What they would observe and be paid is not read, and what they do not obeyed.
         final_alive: `[E, N]`, beside `alive`, as `final_obs` is beside `obs`: an agent that is not alive there died in
@@ -95,7 +98,8 @@ class BatchedEnv(abc.ABC):
     observation_spaces: dict[str, gym.Space]
     """Per agent; flat `Box` spaces."""
     action_spaces: dict[str, gym.Space]
-    """Per agent."""
+    """Per agent, all discrete or all continuous. Where they differ in size, actions come in the greatest; what is
+    beyond an agent's own space is not for it."""
     state_space: gym.Space | None = None
     """Space of `Step.state`, or None where the env has none."""
     device: torch.device = torch.device("cpu")
@@ -232,33 +236,49 @@ def nearest(name: str, valid: list[str]) -> str:
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-def check_shapes(env: BatchedEnv, step: Step, name: str) -> None:
-    """Compares shapes and dtypes of a step with what the env declared; costs no synchronisation.
+class StepCheck:
+    """Compares shapes and dtypes of steps with what an env declared; costs no synchronisation.
 
-    Raises:
-        EnvError: names the env, the field, what was expected and what came.
+    Args:
+        name: of the env, for errors.
     """
-    e, n = env.num_envs, len(env.agents)
-    obs = (e, n, env.observation_spaces[env.agents[0]].shape[0])
-    expected = {"obs": obs, "final_obs": obs, "reward": (e, n), "terminated": (e,), "truncated": (e,)}
-    expected |= {field: (e, n) for field in ("alive", "final_alive") if getattr(step, field) is not None}
-    if step.action_mask is not None:
-        expected["action_mask"] = (e, n, num_choices(env.action_spaces[env.agents[0]]))
-    for field, shape in expected.items():
-        value = getattr(step, field)
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise EnvError(f"env {name!r} returned {field} of shape {got}, expected {shape} ([E, N, ...])")
-    for field in expected.keys() - {"obs", "final_obs", "reward"}:
-        if getattr(step, field).dtype != torch.bool:
-            raise EnvError(f"env {name!r} returned {field} as {getattr(step, field).dtype}, expected torch.bool")
+
+    def __init__(self, env: BatchedEnv, name: str):
+        e, n = env.num_envs, len(env.agents)
+        obs = (e, n, max(space.shape[0] for space in env.observation_spaces.values()))
+        self._name = name
+        self._shapes = {
+            "obs": obs, "final_obs": obs, "reward": (e, n), "terminated": (e,), "truncated": (e,), "alive": (e, n),
+            "final_alive": (e, n), "action_mask": (e, n, num_choices(env.action_spaces.values())),
+        }  # fmt: skip
+
+    def __call__(self, step: Step) -> None:
+        """Raises: EnvError: names the env, the field, what was expected and what came."""
+        for field, shape in self._shapes.items():
+            value = getattr(step, field)
+            if value is None and field in _OPTIONAL:
+                continue
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise EnvError(f"env {self._name!r} returned {field} of shape {got}, expected {shape} ([E, N, ...])")
+            if field in _FLAGS and value.dtype != torch.bool:
+                raise EnvError(f"env {self._name!r} returned {field} as {value.dtype}, expected torch.bool")
 
 
-def num_choices(space: gym.Space) -> int:
-    """Of all components of a discrete space together, the width of its action mask; 0 of a continuous one."""
-    if isinstance(space, gym.spaces.Discrete):
-        return int(space.n)
-    return int(space.nvec.sum()) if isinstance(space, gym.spaces.MultiDiscrete) else 0
+_OPTIONAL = {"alive", "final_alive", "action_mask"}
+_FLAGS = {"terminated", "truncated", *_OPTIONAL}
+
+
+def num_choices(spaces: Iterable[gym.Space]) -> int:
+    """Width of the action masks of agents with these spaces: of each component, the most choices that one of them has.
+
+    0 of continuous ones.
+    """
+    choices = [
+        (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(getattr(space, "nvec", ()))
+        for space in spaces
+    ]
+    return int(sum(max(component) for component in itertools.zip_longest(*choices, fillvalue=0)))
 
 
 def check_some_allowed(blocked: Tensor, agents: tuple[str, ...], name: str) -> None:

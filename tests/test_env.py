@@ -150,10 +150,10 @@ def test_env_without_a_state_cannot_be_restored():
 def test_check_shapes(field, value, message):
     env = Counter(2, torch.device("cpu"))
     step = env.reset()
-    envs.check_shapes(env, step, "count")
+    envs.StepCheck(env, "count")(step)
     setattr(step, field, value)
     with pytest.raises(envs.EnvError, match=message):
-        envs.check_shapes(env, step, "count")
+        envs.StepCheck(env, "count")(step)
 
 
 def test_check_finite():

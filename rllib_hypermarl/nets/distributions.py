@@ -8,7 +8,9 @@ turns it into what the environment takes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,7 +23,7 @@ LOG_STDS: tuple[str, ...] = get_args(LogStd)
 BOUNDS: tuple[str, ...] = get_args(Bound)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _QUADRATURE = list(zip(_NODES.tolist(), (_WEIGHTS / _WEIGHTS.sum()).tolist(), strict=True))  # of a standard normal
-_FORBIDDEN = -1e10  # log-probability of an action that is masked: its probability is exactly zero
+FORBIDDEN = -1e10  # log-probability of an action that is masked: its probability is exactly zero
 _LOG_STD_RANGE = (-10.0, 2.0)  # of generated ones, which an optimiser can throw far
 
 
@@ -83,6 +85,31 @@ class ActionSpec:
         tuples = {key: tuple(data[key]) for key in ("choices", "low", "high")}
         return cls(**{**data, **tuples})
 
+    @classmethod
+    def covering(cls, specs: Sequence[ActionSpec]) -> ActionSpec:
+        """The smallest spec that all of `specs` fit into: of every component the most choices, or of all the most
+        dimensions, each with the bounds of the first that has it.
+
+        Raises:
+            ValueError: some are continuous and some are not.
+        """
+        first = specs[0]
+        if any(spec.continuous != first.continuous for spec in specs):
+            raise ValueError("some actions are continuous and some are discrete")
+        if first.continuous:
+            longest = max(specs, key=lambda spec: len(spec.low))
+            return dataclasses.replace(first, low=longest.low, high=longest.high)
+        components = itertools.zip_longest(*(spec.choices for spec in specs), fillvalue=1)
+        return dataclasses.replace(first, choices=tuple(max(choices) for choices in components))
+
+    def used_by(self, own: ActionSpec) -> list[bool]:
+        """Which choices, or which dimensions, of this spec an agent's `own` one has. Of a component that it lacks,
+        the first choice: chosen with certainty, it has log-probability 0 and entropy 0."""
+        if self.continuous:
+            return [i < len(own.low) for i in range(len(self.low))]
+        counts = itertools.zip_longest(self.choices, own.choices, fillvalue=1)
+        return [i < mine for most, mine in counts for i in range(most)]
+
     def distribution(
         self,
         inputs: Tensor,
@@ -90,15 +117,18 @@ class ActionSpec:
         low: Tensor | None = None,
         high: Tensor | None = None,
         mask: Tensor | None = None,
+        used: Tensor | None = None,
     ) -> Distribution:
         """What an actor head means.
 
         Args:
             inputs: `[..., head_dim]`.
             log_std: broadcasts against `[..., dim]`; None where the head puts it out, or for discrete actions.
-            low, high: of continuous actions, the bounds as tensors `[dim]` on the device.
+            low, high: of continuous actions, the bounds as tensors `[dim]` on the device, or what broadcasts against
+                `[..., dim]`.
             mask: of discrete actions, `[..., sum(choices)]` bool: True where one is allowed, in every component at
                 least one (see `blocked`). None: all are.
+            used: of continuous actions, `[..., dim]` bool: False for dimensions that an agent does not have.
 
         Raises:
             ValueError: a mask of continuous actions.
@@ -109,7 +139,7 @@ class ActionSpec:
             return Categorical(inputs, mask) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices, mask)
         if self.log_std == "generated":
             inputs, log_std = self.mean_and_log_std(inputs)
-        return Gaussian(inputs, log_std, low, high, squash=self.bound == "tanh")
+        return Gaussian(inputs, log_std, low, high, squash=self.bound == "tanh", used=used)
 
     def blocked(self, mask: Tensor) -> Tensor:
         """Where a mask `[..., sum(choices)]` leaves nothing to choose in some component: `[...]` bool."""
@@ -135,7 +165,7 @@ class Categorical:
             self.log_probs = torch.log_softmax(logits, dim=-1)
         else:  # normalised among the allowed ones, whatever their scale; then finite, or the entropy would be NaN
             self.log_probs = torch.log_softmax(logits.masked_fill(~mask, -math.inf), dim=-1)
-            self.log_probs = self.log_probs.masked_fill(~mask, _FORBIDDEN)
+            self.log_probs = self.log_probs.masked_fill(~mask, FORBIDDEN)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[...]` int64."""
@@ -203,13 +233,16 @@ class Gaussian:
     Args:
         mean: `[..., dim]`.
         log_std: broadcasts against it.
-        low, high: `[dim]`, bounds of each dimension; infinite ones do not clip.
+        low, high: broadcast against it, bounds of each dimension; infinite ones do not clip.
         squash: tanh instead of clipping.
+        used: broadcasts against it, bool: dimensions that are not used add nothing to densities and entropies.
     """
 
-    def __init__(self, mean: Tensor, log_std: Tensor, low: Tensor, high: Tensor, squash: bool):
+    def __init__(
+        self, mean: Tensor, log_std: Tensor, low: Tensor, high: Tensor, squash: bool, used: Tensor | None = None
+    ):
         self.mean, self.log_std, self.squash = mean, log_std.expand_as(mean), squash
-        self.low, self.high = low, high
+        self.low, self.high, self.used = low, high, used
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., dim]`, before clipping or squashing."""
@@ -226,7 +259,7 @@ class Gaussian:
         log_prob = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         if self.squash:
             log_prob = log_prob - self._log_slope(actions)
-        return log_prob.sum(dim=-1)
+        return self._sum(log_prob)
 
     def entropy(self) -> Tensor:
         """Returns `[...]`, in nats; the mean slope of tanh by Gauss-Hermite quadrature."""
@@ -234,7 +267,11 @@ class Gaussian:
         if self.squash:
             std = self.log_std.exp()
             entropy = entropy + sum(w * self._log_slope(self.mean + z * std) for z, w in _QUADRATURE)
-        return entropy.sum(dim=-1)
+        return self._sum(entropy)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Over the dimensions that are used."""
+        return (x if self.used is None else x.masked_fill(~self.used, 0.0)).sum(dim=-1)
 
     def to_env(self, actions: Tensor) -> Tensor:
         """Clips or squashes `[..., dim]` into the bounds."""

@@ -66,6 +66,8 @@ class ModelSpec:
         hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
         init: `exact`, `paper` or `framework`, see `nets/init.py`.
         actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
+        agent_actions: what each agent can do, where that differs; every one of them fits into `actions`. None: all
+            can do the same.
         normalise_obs: whether heads read observations (and states) normalised by running statistics.
         normalise_values: whether critics put out values normalised by running statistics of their targets.
         frozen: policies that act with a snapshot of their actor's weights, whatever happens to the parameters.
@@ -82,12 +84,16 @@ class ModelSpec:
     normalise_obs: bool = False
     normalise_values: bool = False
     frozen: tuple[str, ...] = ()
+    agent_actions: tuple[ActionSpec, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.actions is not None and "actor" not in self.heads:
             raise ValueError(f"a spec with actions needs a head 'actor', and has {', '.join(self.heads) or 'none'}")
         if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
             raise ValueError(f"heads['actor'].out_dim is {self.heads['actor'].out_dim}, not {self.actions.head_dim}")
+        own = self.agent_actions
+        if own is not None and (len(own) != len(self.agent_policies) or ActionSpec.covering(own) != self.actions):
+            raise ValueError("agent_actions must tell of every agent, and together need just what actions has")
         if set(self.agent_policies) != set(range(len(self.policies))):
             raise ValueError(f"agent_policies {self.agent_policies} must use every index of policies {self.policies}")
         unknown = [policy for policy in self.frozen if policy not in self.policies]
@@ -126,4 +132,6 @@ class ModelSpec:
         tuples = {key: tuple(data[key]) for key in ("policies", "agent_policies", "hypernet_hidden")}
         tuples["frozen"] = tuple(data.get("frozen", ()))  # specs of before 0.2 have none
         actions = None if data["actions"] is None else ActionSpec.from_dict(data["actions"])
-        return cls(**{**data, **tuples, "heads": heads, "actions": actions})
+        own = data.get("agent_actions")
+        own = None if own is None else tuple(ActionSpec.from_dict(spec) for spec in own)
+        return cls(**{**data, **tuples, "heads": heads, "actions": actions, "agent_actions": own})

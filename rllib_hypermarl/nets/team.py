@@ -103,11 +103,18 @@ class TeamNet(nn.Module):
             self.sources[name] = make_source(head, num_policies, dim, spec.hypernet_hidden)
         self.register_parameter("log_std", None)
         if spec.actions is not None and spec.actions.continuous:
-            self.register_buffer("action_low", torch.tensor(spec.actions.low), persistent=False)
-            self.register_buffer("action_high", torch.tensor(spec.actions.high), persistent=False)
+            own = spec.agent_actions
+            for bound in ("low", "high"):
+                team = getattr(spec.actions, bound)
+                rows = team if own is None else [[(*x, *team[len(x) :])] for x in (getattr(a, bound) for a in own)]
+                self.register_buffer(f"action_{bound}", torch.tensor(rows), persistent=False)  # [dim] or [N, 1, dim]
             if spec.actions.log_std != "generated":
                 rows = num_policies if spec.actions.log_std == "per_policy" else 1
                 self.log_std = nn.Parameter(torch.zeros(rows, len(spec.actions.low)))
+        used = None  # [N, 1, choices or dim], where agents' actions differ
+        if spec.agent_actions is not None:
+            used = torch.tensor([[spec.actions.used_by(actions)] for actions in spec.agent_actions])
+        self.register_buffer("actions_used", used, persistent=False)
         self.norms = nn.ModuleDict()  # of what heads read: `obs`, `state`; and of `value`s
         if spec.normalise_obs:
             self.norms["obs"] = RunningNorm(spec.heads["actor"].in_dim, limit=_OBS_LIMIT)
@@ -179,10 +186,13 @@ class TeamNet(nn.Module):
             weights: with the head `actor`.
             action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
         """
-        spec, inputs = self.spec.actions, self.action_inputs(obs, weights)
-        if not spec.continuous:
-            return spec.distribution(inputs, mask=action_mask)
-        return spec.distribution(inputs, self.agent_log_std(), self.action_low, self.action_high, action_mask)
+        spec, inputs, used = self.spec.actions, self.action_inputs(obs, weights), self.actions_used
+        if spec.continuous:
+            bounds = self.action_low, self.action_high
+            return spec.distribution(inputs, self.agent_log_std(), *bounds, action_mask, used)
+        if used is not None:
+            action_mask = used.expand(*inputs.shape) if action_mask is None else action_mask & used
+        return spec.distribution(inputs, mask=action_mask)
 
     def agent_log_std(self) -> Tensor | None:
         """The agents' log standard deviations, `[1, dim]` or `[N, 1, dim]`; None where the actor puts them out."""

@@ -95,6 +95,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         if self.env is not None:
             self.env.close()
         self.env = self.make_batched_env(1 if self.config.in_evaluation else self.config.num_envs_per_env_runner)
+        self._check_step = envs.StepCheck(self.env, self.env_name)
         window = self.config.metrics_num_episodes_for_smoothing
         self._episodes = EpisodeTracker(len(self.env.agents), self.env.num_envs, window, self.device)
 
@@ -158,7 +159,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             return [self._evaluate(num_episodes, self._explores_in_evaluation if explore is None else explore)]
         if self._step is None:
             self._step = self._ask_env("reset", self._first_seed())
-            envs.check_shapes(self.env, self._step, self.env_name)
+            self._check_step(self._step)
         start = time.perf_counter()
         with _one_thread_if(self.env.num_envs * len(self.env.agents) <= _ROWS_PER_THREAD):
             rollout = self._rollout(self.config.get_rollout_fragment_length())
@@ -200,7 +201,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             dist = self.net.policy(obs, weights, before.allowed())
             actions = dist.sample(self._generator)
             step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
-            envs.check_shapes(self.env, step, self.env_name)
+            self._check_step(step)
             buffer.add(obs, actions, dist.log_prob(actions), step, before)
             self._step = step
         return buffer.finish(self._step.observed(), self._step.state if with_state else None)

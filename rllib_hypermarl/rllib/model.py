@@ -24,6 +24,9 @@ def build_model_spec(
 ) -> ModelSpec:
     """The team's networks for an env with these spaces per agent, in the env's order of agents.
 
+    Where agents differ, all networks have the sizes of the greatest: what an agent does not observe is zero, and what
+    it cannot do is masked, so that neither changes its log-probabilities. One batched product then serves all of them.
+
     Raises:
         ConfigError: the patterns do not fit the agents, or the spaces are not supported.
     """
@@ -36,10 +39,17 @@ def build_model_spec(
                 raise ConfigError(f"hypermarl.{key}: {name!r} is no policy; policies are {', '.join(policies)}")
     if set(config.frozen) == set(policies):
         raise ConfigError("hypermarl.frozen names all policies: nothing is left to train")
-    spaces = {(observation_spaces[agent].shape, _action_spec(config, agent, action_spaces[agent])) for agent in agents}
-    if len(spaces) > 1:
-        raise ConfigError("agents with unlike observation or action spaces are not supported")
-    (((obs_dim,), actions),) = spaces
+    sizes = [observation_spaces[agent].shape[0] for agent in agents]
+    if config.normalise_obs and len(set(sizes)) > 1:
+        raise ConfigError("hypermarl.normalise_obs: agents' observations of different sizes have no common statistics")
+    own = [_action_spec(config, agent, action_spaces[agent]) for agent in agents]
+    for agent, spec in zip(agents, own, strict=True):
+        if spec.continuous != own[0].continuous:
+            raise ConfigError(
+                f"agents {agents[0]} ({action_spaces[agents[0]]}) and {agent} ({action_spaces[agent]}): actions of a "
+                "team must be all continuous or all discrete"
+            )
+    obs_dim, actions = max(sizes), ActionSpec.covering(own)
     head = functools.partial(HeadSpec, in_dim=obs_dim, activation=config.activation)
     actor = head(out_dim=actions.head_dim, hidden=tuple(config.actor_hidden), sharing=config.sharing, out_gain=0.01)
     critic = head(out_dim=1, hidden=tuple(config.critic_hidden), sharing=config.critic_sharing or config.sharing)
@@ -58,6 +68,7 @@ def build_model_spec(
         normalise_obs=config.normalise_obs,
         normalise_values=config.normalise_values,
         frozen=tuple(config.frozen),
+        agent_actions=None if all(spec == actions for spec in own) else tuple(own),
     )
     embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
     if embedded and config.embedding_dim == 1 and len(policies) > 2:

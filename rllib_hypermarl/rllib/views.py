@@ -31,14 +31,17 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule, MultiRLModul
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchDDPRLModule
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import CheckpointError, ConfigError
 from ..nets import TeamNet
+from ..nets.distributions import FORBIDDEN
 from ..nets.team import Weights
 from .config import HYPER, MODEL_SPEC, HyperMARLConfig
 from .module import HyperModule
 
 # Keys of the group `hypermarl` that make the networks. The others are of HyperMARL's own learner.
+_OBSERVATIONS, _ACTION_MASK = "observations", "action_mask"  # of a `Dict` space, as in RLlib's examples
 _NETWORK_KEYS = {
     "sharing", "critic_sharing", "context", "embedding_dim", "hypernet_hidden", "actor_hidden", "critic_hidden",
     "activation", "init", "log_std",
@@ -47,8 +50,8 @@ _NETWORK_KEYS = {
 
 def stock_module_spec(
     policies: Sequence[str],
-    observation_space: gym.Space,
-    action_space: gym.Space,
+    observation_space: gym.Space | Mapping[str, gym.Space],
+    action_space: gym.Space | Mapping[str, gym.Space],
     *,
     seed: int | None = None,
     others: Mapping[str, RLModuleSpec] | None = None,
@@ -58,7 +61,9 @@ def stock_module_spec(
 
     Args:
         policies: ids of the policies whose weights are generated; agents are mapped to them as in any RLlib config.
-        observation_space, action_space: of every agent that follows one of them.
+        observation_space, action_space: of every agent that follows one of them; or by policy, where they differ.
+            Observations may be `Dict(observations=Box, action_mask=Box)`, as in RLlib's examples: what the mask of
+            discrete actions has at zero is never done.
         seed: of the initial parameters. None: the global stream.
         others: modules of other policies, heuristics for example.
         networks: `sharing`, `critic_sharing`, `context`, `embedding_dim`, `hypernet_hidden`, `actor_hidden`,
@@ -72,8 +77,12 @@ def stock_module_spec(
             raise ConfigError(f"stock_module_spec: unknown key {key!r}; it takes {', '.join(sorted(_NETWORK_KEYS))}")
         reason = "a policy's view sees one agent at a time" if key == "critic" else "RLlib's learner does not know it"
         raise ConfigError(f"stock_module_spec: {key} is not possible here ({reason}); use HyperMARLConfig")
-    spaces = [dict.fromkeys(policies, space) for space in (observation_space, action_space)]
-    model = HyperMARLConfig().hypermarl(**networks).model_spec(*spaces)
+    spaces = [
+        {policy: space if isinstance(space, gym.Space) else space[policy] for policy in policies}
+        for space in (observation_space, action_space)
+    ]
+    observed = {policy: _without_mask(policy, space) for policy, space in spaces[0].items()}
+    model = HyperMARLConfig().hypermarl(**networks).model_spec(observed, spaces[1])
     owner = RLModuleSpec(
         module_class=HyperModule,
         observation_space=gym.spaces.Dict(list(spaces[0].items())),
@@ -81,12 +90,24 @@ def stock_module_spec(
         model_config={MODEL_SPEC: model.to_dict(), "seed": seed},
     )
     views = {
-        policy: RLModuleSpec(PolicyView, observation_space, action_space, model_config={"policy": policy})
+        policy: RLModuleSpec(PolicyView, spaces[0][policy], spaces[1][policy], model_config={"policy": policy})
         for policy in policies
     }
     return MultiRLModuleSpec(
         multi_rl_module_class=TeamModule, rl_module_specs={HYPER: owner, **views, **(others or {})}
     )
+
+
+def _without_mask(policy: str, space: gym.Space) -> gym.Space:
+    """What networks read of an observation space."""
+    if not isinstance(space, gym.spaces.Dict):
+        return space
+    if set(space) != {_OBSERVATIONS, _ACTION_MASK}:
+        raise ConfigError(
+            f"stock_module_spec: observations of {policy} are a Dict of {', '.join(space)}; flatten them, or have "
+            f"{_OBSERVATIONS} and {_ACTION_MASK}"
+        )
+    return space[_OBSERVATIONS]
 
 
 class PolicyView(RLModule, ValueFunctionAPI):
@@ -114,6 +135,15 @@ class PolicyView(RLModule, ValueFunctionAPI):
         if policy not in policies:
             raise ConfigError(f"no policy {policy!r} among those whose weights are generated: {', '.join(policies)}")
         self._owner, self._index = owner, policies.index(policy)
+        self._actions = owner.net.spec.actions
+        self._used: list[int] | None = None  # of the team's choices or dimensions, those that this policy has
+        if owner.net.spec.agent_actions is not None:
+            team, self._actions = self._actions, owner.net.spec.agent_actions[self._index]
+            of_component = [i for i, choices in enumerate(team.choices) for _ in range(choices)]
+            self._used = [
+                place for place, used in enumerate(team.used_by(self._actions))
+                if used and (team.continuous or of_component[place] < len(self._actions.choices))
+            ]  # fmt: skip
 
     @property
     def net(self) -> TeamNet:
@@ -141,27 +171,39 @@ class PolicyView(RLModule, ValueFunctionAPI):
 
     def act(self, batch: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
         """The inputs of the action distribution. Args: weights of the whole team, with the head `actor`."""
-        net = self.net
-        inputs = net.of_policy(self._index, "actor", net.normalised("obs", batch[Columns.OBS]), weights)
+        net, used = self.net, slice(None) if self._used is None else self._used
+        obs, mask = self._observed(batch)
+        inputs = net.of_policy(self._index, "actor", obs, weights)
         if net.log_std is not None:
             log_std = net.log_std[self._index if len(net.log_std) > 1 else 0]
-            inputs = torch.cat([inputs, log_std.expand_as(inputs)], dim=-1)
+            inputs = torch.cat([inputs[..., used], log_std[used].expand(*inputs.shape[:-1], -1)], dim=-1)
         elif net.spec.actions.continuous:
-            inputs = torch.cat(net.spec.actions.mean_and_log_std(inputs), dim=-1)
+            inputs = torch.cat([part[..., used] for part in net.spec.actions.mean_and_log_std(inputs)], dim=-1)
+        else:
+            inputs = inputs[..., used]
+        if mask is not None:
+            inputs = inputs.masked_fill(mask == 0, FORBIDDEN)
         return {Columns.ACTION_DIST_INPUTS: inputs}
+
+    def _observed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the networks read `[B, obs]`, filled up with zeros where the team sees more; and the action mask."""
+        obs, mask = batch[Columns.OBS], None
+        if isinstance(obs, Mapping):
+            obs, mask = obs[_OBSERVATIONS], obs[_ACTION_MASK]
+        missing = self.net.spec.heads["actor"].in_dim - obs.shape[-1]
+        return self.net.normalised("obs", functional.pad(obs, (0, missing)) if missing else obs), mask
 
     def act_and_value(self, batch: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
         """The same, with values where RLlib's loss finds them without another forward pass."""
         return {**self.act(batch, weights), Columns.EMBEDDINGS: self._value(batch, weights)}
 
     def _value(self, batch: dict[str, Any], weights: Weights) -> Tensor:
-        obs = self.net.normalised("obs", batch[Columns.OBS])
-        return self.net.of_policy(self._index, "critic", obs, weights).squeeze(-1)
+        return self.net.of_policy(self._index, "critic", self._observed(batch)[0], weights).squeeze(-1)
 
     # --------------------------------------------------------------------------------------------------- distribution
 
     def get_train_action_dist_cls(self) -> type[Distribution]:
-        actions = self.net.spec.actions
+        actions = self._actions
         if actions.continuous:
             return TorchDiagGaussian
         if len(actions.choices) == 1:

@@ -37,7 +37,7 @@ def test_what_is_best():
 def test_observation_is_the_last_joint_action():
     env = make("specialisation", 3, num_envs=2)
     first = env.reset()
-    envs.check_shapes(env, first, "game")
+    envs.StepCheck(env, "game")(first)
     assert (first.obs == -1).all()
     step = env.step(torch.tensor([[0, 1, 2], [2, 2, 0]]))
     expected = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 1, 1, 0, 0]]).float()
@@ -54,7 +54,7 @@ def test_episodes_terminate_at_the_horizon(horizon):
     actions = torch.tensor([[0, 1]] * 3)
     for t in range(1, 3 * horizon + 1):
         step = env.step(actions)
-        envs.check_shapes(env, step, "game")
+        envs.StepCheck(env, "game")(step)
         ended = t % horizon == 0
         assert step.terminated.tolist() == [ended] * 3
         assert not step.truncated.any()

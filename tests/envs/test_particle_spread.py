@@ -80,7 +80,7 @@ def test_equals_the_slow_simulation(name, config):
         for t in range(1, steps + 1):
             actions = torch.randint(5, (3, sum(groups)), generator=generator)
             step = env.step(actions)
-            envs.check_shapes(env, step, "bps")
+            envs.StepCheck(env, "bps")(step)
             rewards = [world.step(row) for world, row in zip(slow, actions.tolist(), strict=True)]
             torch.testing.assert_close(step.reward, torch.tensor(rewards), rtol=1e-5, atol=1e-5)
             expected = torch.tensor([world.observe() for world in slow])

@@ -56,7 +56,7 @@ def same(a, b):
 def test_shapes(name, config):
     env = make(name, max_steps=3, **config)
     for step in play(env, 4, seed=0):
-        envs.check_shapes(env, step, name)
+        envs.StepCheck(env, name)(step)
         assert step.obs.transpose(0, 1).is_contiguous()
         assert step.obs.dtype == step.reward.dtype == torch.float32
     assert env.max_episode_steps == 3
@@ -101,8 +101,6 @@ def test_steps_do_not_change_later():
         ("dispersion", {"seed": 1}, "seed: belongs to"),
         ("dispersion", {"terminated_truncated": False}, "terminated_truncated: not to be set"),
         ("navigation", {"n_agents": 2, "agents_with_same_goal": 3}, "1 <= self.agents_with_same_goal"),
-        ("simple_tag", {}, "unlike observation spaces are not supported yet: adversary_0 has .* agent_0 has"),
-        ("diff_drive", {}, "unlike action spaces"),
     ],
 )
 def test_wrong_configuration(name, config, message):
@@ -116,10 +114,35 @@ def test_names():
     assert set(names) >= vmas_envs.EXACT_POOL_RESETS
 
 
+@pytest.mark.parametrize("name", ["simple_tag", "diff_drive", "simple_speaker_listener", "simple_adversary"])
+@pytest.mark.parametrize("continuous", [True, False])
+def test_agents_with_unlike_spaces_get_their_own_parts(name, continuous):
+    """Observations are VMAS's, filled up with zeros; of actions an agent gets as many as its space has."""
+    env, steps = make(name, max_steps=4, continuous_actions=continuous), 6
+    theirs = vmas.make_env(name, env.num_envs, max_steps=4, continuous_actions=continuous, seed=0)
+    sizes = [env.observation_spaces[agent].shape[0] for agent in env.agents]
+    first = env.reset(0)
+    for n, obs in enumerate(theirs.reset(seed=0)):
+        assert torch.equal(first.obs[:, n, : sizes[n]], obs) or name == "simple_crypto"
+        assert not first.obs[:, n, sizes[n] :].any()
+    width = max(space.shape[0] if space.shape else 1 for space in env.action_spaces.values())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        if continuous:
+            actions = torch.rand(env.num_envs, len(env.agents), width, generator=generator) * 0.1
+        else:
+            actions = torch.zeros(env.num_envs, len(env.agents), dtype=torch.int64)
+        step = env.step(actions)
+        envs.StepCheck(env, name)(step)
+        for n, size in enumerate(sizes):
+            assert not step.obs[:, n, size:].any() and not step.final_obs[:, n, size:].any()
+            assert step.obs[:, n, :size].any()
+
+
 def test_own_scenario():
     scenario = type(vmas.make_env("dispersion", 1).scenario)
     env = vmas_envs.VmasEnv(scenario, 3, max_steps=5, n_agents=2)
-    envs.check_shapes(env, env.reset(), "own")
+    envs.StepCheck(env, "own")(env.reset())
     assert env.agents == ("agent_0", "agent_1")
 
 

@@ -22,12 +22,12 @@ def test_scenario(name):
             envs.make(f"vmas/{name}", num_envs=3)
         return
     env = envs.make(f"vmas/{name}", num_envs=3, max_steps=2)
-    envs.check_shapes(env, env.reset(0), name)
+    envs.StepCheck(env, name)(env.reset(0))
     shape = env.action_spaces[env.agents[0]].shape
     ended = torch.zeros(3)
     for _ in range(4):
         step = env.step(torch.zeros(3, len(env.agents), *shape))
-        envs.check_shapes(env, step, name)
+        envs.StepCheck(env, name)(step)
         ended += step.terminated | step.truncated
     assert (ended >= 2).all()
     difference = why_inexact(name)
