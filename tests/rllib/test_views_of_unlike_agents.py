@@ -111,5 +111,5 @@ def test_what_is_masked_has_no_probability_and_gives_no_gradient():
 
 def test_a_dict_that_is_no_mask_is_named():
     space = gym.spaces.Dict(position=gym.spaces.Box(0, 1, (2,)), goal=gym.spaces.Box(0, 1, (2,)))
-    with pytest.raises(ConfigError, match="observations of few are a Dict of .*position.*; flatten them"):
+    with pytest.raises(ConfigError, match=r"observations of few are a Dict of .*position.*; flatten them"):
         stock_module_spec(["few"], space, gym.spaces.Discrete(2), **SMALL)
