@@ -152,7 +152,7 @@ def _bytes(path: Path, limit: int) -> bytes:
             raise BundleError(f"{path.name} is no plain file")
         if info.st_size > limit:
             raise BundleError(f"{path.name} has {info.st_size:,} bytes, more than the {limit:,} that are possible")
-        return stream.read(limit)
+        return stream.read(info.st_size)
 
 
 def _tensors(data: bytes, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -170,6 +170,6 @@ def _tensors(data: bytes, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]
             raise BundleError(f"{WEIGHTS}: {name} is {is_}, its spec says {says}")
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{WEIGHTS}: {name} is not finite")
-        if name.endswith((".var", ".count")) and (tensor < 0).any():
+        if name.endswith((".var", ".count", ".obs_std")) and (tensor < 0).any():
             raise BundleError(f"{WEIGHTS}: {name} is negative")
     return tensors

@@ -194,7 +194,7 @@ class AgentPolicy(nn.Module):
             linear.bias.data.copy_(bias)
             layers += [linear, _ACTIVATIONS[head.activation]()]
         self.mlp = nn.Sequential(*layers[:-1]).requires_grad_(False)
-        self.norm, own = None, {}
+        own: dict[str, Tensor] = {}
         if "obs" in net.norms:
             norm = net.norms["obs"]
             mean, std = norm.mean, norm.std

@@ -1,5 +1,6 @@
 """What goes into a bundle comes out of it, bit for bit, where Ray is not installed too."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_hypermarl import load_policy, load_team, save_bundle
+from rllib_hypermarl.bundle.spec import SCHEMA_VERSION
 from rllib_hypermarl.errors import BundleError, ObservationError
-from rllib_hypermarl.nets import HeadSpec, ModelSpec, TeamNet, transfer
+from rllib_hypermarl.nets import ActionSpec, HeadSpec, ModelSpec, TeamNet, transfer
 from tests.bundle.teams import ACTIONS, OBS, agents_of, behaviour, behaviour_of_net, equal, inputs, save, specs, trained
 
 
@@ -131,6 +133,26 @@ def test_a_bundle_of_schema_1_is_read_for_ever():
     torch.testing.assert_close(policy.distribution(obs).log_probs[:, 0], first, rtol=1e-5, atol=1e-5)
     values = torch.tensor([[-1.9323425, -1.4671924], [-0.6043264, -0.1391763]])
     torch.testing.assert_close(policy.values(obs), values, rtol=1e-5, atol=1e-5)
+
+
+def test_what_schema_1_says_of_networks_has_not_changed():
+    """Whoever adds a field raises SCHEMA_VERSION, or older code would refuse new bundles with a puzzling word."""
+    parts = (ModelSpec, HeadSpec, ActionSpec)
+    fields = {part.__name__: " ".join(field.name for field in dataclasses.fields(part)) for part in parts}
+    assert SCHEMA_VERSION == 1 and fields == {
+        "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden init actions normalise_obs "
+        "normalise_values frozen",
+        "HeadSpec": "in_dim out_dim hidden sharing activation out_gain reads",
+        "ActionSpec": "choices low high log_std bound",
+    }
+
+
+def test_provenance_is_whatever_json_can_say(tmp_path):
+    told = {"config": {"a": [1, 2.5, None, True, "x", {}]}, "score": float("nan")}
+    policy = load_policy(save(trained(model()), tmp_path / "bundle", provenance=told))
+    assert policy.spec.provenance == {**told, "score": "NaN"}
+    with pytest.raises(BundleError, match="provenance"):
+        save(trained(model()), tmp_path / "other", provenance={"net": TeamNet})
 
 
 def test_a_large_team_is_no_burden(tmp_path):
