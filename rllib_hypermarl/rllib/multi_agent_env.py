@@ -46,13 +46,21 @@ class _Rows:
     def __init__(self, env: BatchedEnv):
         self.agents = env.agents
         self.name = type(env).__name__
+        sizes = [env.observation_spaces[agent].shape[0] for agent in env.agents]
+        self._sizes = sizes if len(set(sizes)) > 1 else None  # of observations, where they differ
+        spaces = [env.action_spaces[agent] for agent in env.agents]
+        widths = [space.shape[0] if space.shape else 1 for space in spaces]
+        self._width = max(widths) if len(set(widths)) > 1 else None  # of actions, where they differ
 
     def _by_agent(self, rows: Any) -> list[AgentDict]:
         return [dict(zip(self.agents, row, strict=True)) for row in rows]
 
     def observations(self, obs: torch.Tensor) -> list[AgentDict]:
         """Args: obs `[E, N, obs]`. The arrays are views into one copy: episodes keep them, envs may reuse theirs."""
-        return self._by_agent(np.array(obs.numpy(force=True), order="C"))
+        rows = np.array(obs.numpy(force=True), order="C")
+        if self._sizes is None:
+            return self._by_agent(rows)
+        return self._by_agent([[x[:size] for x, size in zip(row, self._sizes, strict=True)] for row in rows])
 
     def infos(self, count: int) -> list[AgentDict]:
         return [{agent: {} for agent in self.agents} for _ in range(count)]
@@ -73,7 +81,10 @@ class _Rows:
 
     def actions(self, rows: list[AgentDict]) -> torch.Tensor:
         """Returns `[E, N]` or `[E, N, dim]`."""
-        return torch.from_numpy(np.array([[row[agent] for agent in self.agents] for row in rows]))
+        found = [[row[agent] for agent in self.agents] for row in rows]
+        if self._width is not None:
+            found = [[np.pad(np.atleast_1d(x), (0, self._width - np.size(x))) for x in row] for row in found]
+        return torch.from_numpy(np.array(found))
 
 
 class BatchedMultiAgentEnv(MultiAgentEnv):

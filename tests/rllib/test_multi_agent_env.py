@@ -80,6 +80,28 @@ def test_one_copy_is_the_batched_env_step_by_step(config):
     single.close()
 
 
+@pytest.mark.parametrize("name", ["diff_drive", "simple_tag"])
+def test_agents_with_unlike_spaces_see_and_send_their_own_parts(name):
+    config = {"env": f"vmas/{name}", "max_steps": 5}
+    single, batched = BatchedMultiAgentEnv(config), envs.make(f"vmas/{name}", num_envs=1, max_steps=5)
+    observation, _ = single.reset(seed=3)
+    step = batched.reset(3)
+    width = max(space.shape[0] for space in batched.action_spaces.values())
+    for seed in range(4):
+        for n, agent in enumerate(batched.agents):
+            space = single.get_observation_space(agent)
+            assert observation[agent].shape == space.shape
+            np.testing.assert_array_equal(observation[agent], step.obs[0, n, : space.shape[0]].numpy())
+        actions, padded = {}, torch.zeros(1, len(batched.agents), width)
+        for n, agent in enumerate(batched.agents):
+            single.get_action_space(agent).seed(seed + n)
+            actions[agent] = single.get_action_space(agent).sample()
+            padded[0, n, : len(actions[agent])] = torch.from_numpy(actions[agent])
+        observation, *_ = single.step(actions)
+        step = batched.step(padded)
+    single.close()
+
+
 @pytest.mark.parametrize("config", [GAME, VMAS, CONTINUOUS], ids=["game", "vmas", "continuous"])
 def test_a_vector_env_is_the_batched_env_step_by_step(config):
     env, actions, first, steps = trajectory(config, 5)
