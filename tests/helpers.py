@@ -136,14 +136,14 @@ def run(*arguments, cwd, timeout=240, env=None):
     )
 
 
-def wait_until(condition, process=None, timeout=240):
+def wait_until(condition, process=None, timeout=240, every=0.05):
     """Waits for `condition()`; a process that ends meanwhile is an error, and its output is shown."""
     deadline = time.monotonic() + timeout
     while not condition():
         if process is not None and process.poll() is not None:
             raise AssertionError(f"ended with {process.returncode}: {process.communicate()}")
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def processes_of(pid):

@@ -69,11 +69,11 @@ def steps(bucket, run):
 
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_and_can_be_evaluated(bucket, tmp_path):
-    budget = STEPS * 300
-    config = write_config(tmp_path, "run.checkpoint_seconds=0.3", f"run.stop_env_steps={budget}")
+    budget = STEPS * 600
+    config = write_config(tmp_path, "run.checkpoint_seconds=1", f"run.stop_env_steps={budget}")
     train = ("train", config, "--out", bucket.uri("run"))
     process = processes.start(*train, cwd=tmp_path)
-    wait_until(lambda: any(name.endswith("manifest.json") for name in bucket.files("run")), process)
+    wait_until(lambda: any(name.endswith("manifest.json") for name in bucket.files("run")), process, every=0.5)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = processes.run(*train, cwd=tmp_path)
@@ -96,7 +96,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_and_can_be_evaluated(bucket, tm
 @pytest.mark.parametrize("scheduler", ["none", "pbt"])
 def test_a_sweep_in_a_bucket_is_killed_and_goes_on(bucket, tmp_path, scheduler):
     name, stop = f"sweep_{scheduler}", 128 * 60
-    config = game(f"run.stop_env_steps={stop}", "run.checkpoint_seconds=0.5", "evaluation.evaluation_interval=5",
+    config = game(f"run.stop_env_steps={stop}", "run.checkpoint_seconds=1", "evaluation.evaluation_interval=5",
                   "evaluation.evaluation_duration=4")  # fmt: skip
     settings = {"seeds": [0, 1], "cpus_per_trial": 0.5, "scheduler": scheduler, "candidates": 4, "max_concurrent": 2}
     kind = "grid" if scheduler == "none" else "choice"
@@ -105,7 +105,9 @@ def test_a_sweep_in_a_bucket_is_killed_and_goes_on(bucket, tmp_path, scheduler):
     path.write_text(yaml.safe_dump({"config": config, "search": search, "tune": settings}))
     tune = ("tune", path, "--out", bucket.uri(name))
     driver = processes.start(*tune, cwd=tmp_path)
-    wait_until(lambda: sum(f.endswith("manifest.json") for f in bucket.files(f"{name}/candidates")) >= 4, driver)
+    wait_until(
+        lambda: sum(f.endswith("manifest.json") for f in bucket.files(f"{name}/candidates")) >= 4, driver, every=0.5
+    )
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
     time.sleep(1)
@@ -135,9 +137,9 @@ def test_a_bucket_that_is_not_there_or_cannot_be_reached_is_said_before_training
 
 def test_a_store_that_goes_away_does_not_stop_training_and_the_results_are_kept(tmp_path):
     own = Bucket()
-    config = write_config(tmp_path, "run.checkpoint_seconds=0.3", f"run.stop_env_steps={STEPS * 600}")
+    config = write_config(tmp_path, "run.checkpoint_seconds=1", f"run.stop_env_steps={STEPS * 900}")
     process = processes.start("train", config, "--out", own.uri("run"), cwd=tmp_path)
-    wait_until(lambda: any(name.endswith("manifest.json") for name in own.files("run")), process)
+    wait_until(lambda: any(name.endswith("manifest.json") for name in own.files("run")), process, every=0.5)
     own.server.kill()
     own.server.wait()
     _, stderr = process.communicate(timeout=300)
@@ -145,5 +147,5 @@ def test_a_store_that_goes_away_does_not_stop_training_and_the_results_are_kept(
     assert "results stay in" in stderr
     kept = stderr.rpartition("the results are in ")[2].strip()
     done = processes.run("evaluate", kept, "--episodes", "4", "--json", cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["env_steps"] >= STEPS * 600
+    assert done.returncode == 0 and json.loads(done.stdout)["env_steps"] >= STEPS * 900
     shutil.rmtree(os.path.dirname(kept))
