@@ -48,8 +48,11 @@ class Greedy(nn.Module):
 def export_programs(policy: TeamPolicy, path: str | Path, form: Format) -> None:
     """Writes `team.SUFFIX`, `agents/NAME.SUFFIX` (names quoted as in URLs) and `spec.json`, whole or not at all.
 
-    The policy is on the CPU. Programs take any number of rows; observations are single precision. They are not bundles:
-    `spec.json` is for people and other programs, and nothing checks them when they are loaded.
+    Programs take any number of rows; observations are single precision. They are not bundles: `spec.json` is for
+    people and other programs, and nothing checks them when they are loaded.
+
+    Args:
+        policy: on the CPU.
 
     Raises:
         BundleError: the path is taken or cannot be written, or a package is missing.
