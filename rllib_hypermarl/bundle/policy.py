@@ -101,10 +101,10 @@ class TeamPolicy(nn.Module):
         """Actions of any of the agents.
 
         Args:
-            observations: agent -> `[E, obs]`, the same number E for all; or `[obs]`, which comes back without E.
+            observations: agent -> `[E, its size]`, the same number E for all; or without E, and so comes back.
             greedy: the most likely actions; else sampled.
             seed: of sampled actions. With the same seed and E an agent does the same, whoever else is asked.
-            action_mask: agent -> `[E, sum(choices)]` bool, of any of them; True where an action is allowed.
+            action_mask: agent -> `[E, its choices]` bool, of any of them; True where an action is allowed.
 
         Returns:
             Agent -> what the env takes, `[E, ...]`.
@@ -123,14 +123,18 @@ class TeamPolicy(nn.Module):
                 raise ObservationError(f"agent {agent!r} has {len(x)} rows, agent {first!r} has {num_envs}")
         obs = torch.zeros(len(self.spec.agents), num_envs, self.spec.obs_dim)
         mask = torch.ones(*obs.shape[:2], sum(self.spec.actions.choices), dtype=torch.bool) if masks else None
-        for into, given in ((obs, rows), (mask, masks)):
-            for agent, x in given.items():
-                into[self.spec.agents.index(agent)] = x
+        for agent, x in rows.items():
+            obs[self.spec.agents.index(agent), :, : x.shape[1]] = x
+        for agent, x in masks.items():
+            mask[self.spec.agents.index(agent)][:, self.spec.actions.places_of(self.spec.agent_actions(agent))] = x
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         with torch.no_grad():
             mask = None if mask is None else mask.to(device)
             actions = self.actions(obs.to(device), greedy=greedy, generator=generator, action_mask=mask).cpu().numpy()
-        acted = {agent: actions[self.spec.agents.index(agent)] for agent in observations}
+        acted = {
+            agent: self.spec.actions.part_of(actions[self.spec.agents.index(agent)], self.spec.agent_actions(agent))
+            for agent in observations
+        }
         return {agent: x[0] if np.ndim(observations[agent]) == 1 else x for agent, x in acted.items()}
 
     def agent(self, name: str) -> AgentPolicy:
@@ -152,9 +156,9 @@ class TeamPolicy(nn.Module):
     def _rows(self, agent: str, given: Any, dtype: torch.dtype) -> Tensor:
         """Args: given `[E, size]` or `[size]`. Returns it as a tensor `[E, size]`."""
         self._index(agent)
-        what, size = ("observation", self.spec.obs_dim)
+        what, size = "observation", self.spec.observations[agent].size
         if dtype == torch.bool:
-            what, size = "action mask", sum(self.spec.actions.choices)
+            what, size = "action mask", sum(self.spec.agent_actions(agent).choices)
             if self.spec.actions.continuous:
                 raise ObservationError(f"agent {agent!r}: continuous actions cannot be masked")
         try:
@@ -183,12 +187,17 @@ class AgentPolicy(nn.Module):
 
     def __init__(self, team: TeamPolicy, index: int):
         super().__init__()
-        net, head = team.net, team.spec.heads["actor"]
-        policy = team.spec.agent_policies[index]
-        self.actions: ActionSpec = team.spec.actions
+        net, spec, name = team.net, team.spec, team.spec.agents[index]
+        head, policy = spec.heads["actor"], spec.agent_policies[index]
+        self.actions: ActionSpec = spec.agent_actions(name)
+        size, places = spec.observations[name].size, spec.actions.places_of(self.actions)
+        if spec.actions.continuous and spec.actions.log_std == "generated":
+            places = [*places, *(len(spec.actions.low) + place for place in places)]
+        weights = [[x[policy if len(x) > 1 else 0] for x in layer] for layer in team._weights("actor")["actor"]]
+        weights[0][0] = weights[0][0][:size]  # without what only others observe or can do
+        weights[-1] = [x[..., places] for x in weights[-1]]
         layers: list[nn.Module] = []
-        for weight, bias in team._weights("actor")["actor"]:
-            weight, bias = (x[policy if len(x) > 1 else 0] for x in (weight, bias))
+        for weight, bias in weights:
             linear = nn.utils.skip_init(nn.Linear, *weight.shape, device=weight.device, dtype=weight.dtype)
             linear.weight.data.copy_(weight.T)
             linear.bias.data.copy_(bias)
@@ -197,15 +206,16 @@ class AgentPolicy(nn.Module):
         own: dict[str, Tensor] = {}
         if "obs" in net.norms:
             norm = net.norms["obs"]
-            mean, std = norm.mean, norm.std
+            mean, std = norm.mean, norm.std  # all observe alike where observations are normalised
             if net.snapshot is not None:
                 mean, std = (x[policy] for x in net.snapshot.put_in_norm(norm, len(team.spec.policies)))
             own |= {"obs_mean": mean, "obs_std": std}
             self.limit = norm.limit
         if self.actions.continuous:
-            own |= {"low": net.action_low, "high": net.action_high}
+            device = net.action_low.device
+            own |= {key: torch.tensor(getattr(self.actions, key), device=device) for key in ("low", "high")}
             if (log_std := net.agent_log_std()) is not None:
-                own["log_std"] = (log_std[index] if len(log_std) > 1 else log_std[0]).reshape(-1)
+                own["log_std"] = (log_std[index] if len(log_std) > 1 else log_std[0]).reshape(-1)[places]
         for name in ("obs_mean", "obs_std", "low", "high", "log_std"):
             self.register_buffer(name, own[name].clone() if name in own else None)
 

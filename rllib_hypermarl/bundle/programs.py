@@ -74,9 +74,10 @@ def export_programs(policy: TeamPolicy, path: str | Path, form: Format) -> None:
         team = torch.zeros(len(spec.agents), 2, spec.obs_dim)
         write(Greedy(policy, continuous), team, aside / f"team.{suffix}", names)
         for agent in spec.agents:
+            own = team[0, :, : spec.observations[agent].size]
             program = aside / "agents" / f"{quote(agent, safe='')}.{suffix}"
             names["agents"] = json.dumps([agent])
-            write(Greedy(policy.agent(agent), continuous), team[0], program, names)
+            write(Greedy(policy.agent(agent), continuous), own, program, names)
         aside.rename(path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror})") from error

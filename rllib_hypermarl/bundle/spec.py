@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
@@ -74,7 +74,7 @@ class BundleSpec(_Model):
         files: sha256 of each file beside this one.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     kind: Literal["frozen", "full"]
     agents: tuple[str, ...]
     observations: dict[str, Observation]
@@ -104,7 +104,13 @@ class BundleSpec(_Model):
 
     @property
     def obs_dim(self) -> int:
+        """Of the agent that observes most; what others observe is filled up with zeros."""
         return self.heads["actor"].in_dim
+
+    def agent_actions(self, agent: str) -> ActionSpec:
+        """What one agent can do."""
+        own = self.model.agent_actions
+        return self.actions if own is None else own[self.agents.index(agent)]
 
     @model_validator(mode="after")
     def _check(self) -> BundleSpec:
@@ -118,8 +124,8 @@ class BundleSpec(_Model):
             raise ValueError("model.heads must be actor, or actor and critic, with model.actions")
         self._check_sizes()
         actor, critic = self.heads["actor"], self.heads.get("critic")
-        if actor.reads != "obs" or any(o.size != actor.in_dim for o in self.observations.values()):
-            raise ValueError(f"the actor must read observations, all of its size {actor.in_dim}")
+        if actor.reads != "obs" or max(o.size for o in self.observations.values()) != actor.in_dim:
+            raise ValueError(f"the actor must read observations, of its size {actor.in_dim} at most")
         if critic is not None:
             reads = {"obs": actor.in_dim, "team": n * actor.in_dim, "state": self.state_dim}
             if critic.in_dim != reads[critic.reads] or critic.out_dim != 1:
@@ -135,6 +141,7 @@ class BundleSpec(_Model):
     def _check_sizes(self) -> None:
         model = self.model
         sizes = [model.embedding_dim, *model.hypernet_hidden, *model.actions.choices]
+        sizes += [size for own in model.agent_actions or () for size in own.choices]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]
         if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > _MAX_SIZES:

@@ -110,6 +110,19 @@ class ActionSpec:
         counts = itertools.zip_longest(self.choices, own.choices, fillvalue=1)
         return [i < mine for most, mine in counts for i in range(most)]
 
+    def places_of(self, own: ActionSpec) -> list[int]:
+        """Where the choices, or the dimensions, of an agent's `own` spec lie in this one."""
+        if self.continuous:
+            return list(range(len(own.low)))
+        starts = itertools.accumulate(self.choices, initial=0)
+        return [start + i for start, mine in zip(starts, own.choices, strict=False) for i in range(mine)]
+
+    def part_of(self, actions: Any, own: ActionSpec) -> Any:
+        """Of actions of this spec, `[...]` or `[..., components]`, what an agent's `own` spec has."""
+        if not self.shape or own == self:
+            return actions
+        return actions[..., : own.shape[0]] if own.shape else actions[..., 0]
+
     def distribution(
         self,
         inputs: Tensor,

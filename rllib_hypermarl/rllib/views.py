@@ -139,11 +139,7 @@ class PolicyView(RLModule, ValueFunctionAPI):
         self._used: list[int] | None = None  # of the team's choices or dimensions, those that this policy has
         if owner.net.spec.agent_actions is not None:
             team, self._actions = self._actions, owner.net.spec.agent_actions[self._index]
-            of_component = [i for i, choices in enumerate(team.choices) for _ in range(choices)]
-            self._used = [
-                place for place, used in enumerate(team.used_by(self._actions))
-                if used and (team.continuous or of_component[place] < len(self._actions.choices))
-            ]  # fmt: skip
+            self._used = team.places_of(self._actions)
 
     @property
     def net(self) -> TeamNet:

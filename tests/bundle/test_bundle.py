@@ -121,7 +121,7 @@ def test_the_spec_is_plain_json_that_says_what_is_inside(tmp_path):
     assert data["model"]["policies"] == ["one", "two", "three"] and data["model"]["agent_policies"] == [0, 1, 1, 2]
     assert data["observations"]["agent_3"] == {"size": OBS, "low": -2.0, "high": [1.0, 2.0, 3.0, 4.0, "Infinity"]}
     assert data["model"]["actions"]["high"] == [1.0, "Infinity"]
-    assert data["provenance"] == {"env_steps": 3} and data["schema_version"] == 1
+    assert data["provenance"] == {"env_steps": 3} and data["schema_version"] == SCHEMA_VERSION
 
 
 def test_a_bundle_of_schema_1_is_read_for_ever():
@@ -135,13 +135,13 @@ def test_a_bundle_of_schema_1_is_read_for_ever():
     torch.testing.assert_close(policy.values(obs), values, rtol=1e-5, atol=1e-5)
 
 
-def test_what_schema_1_says_of_networks_has_not_changed():
+def test_what_schema_2_says_of_networks_has_not_changed():
     """Whoever adds a field raises SCHEMA_VERSION, or older code would refuse new bundles with a puzzling word."""
     parts = (ModelSpec, HeadSpec, ActionSpec)
     fields = {part.__name__: " ".join(field.name for field in dataclasses.fields(part)) for part in parts}
-    assert SCHEMA_VERSION == 1 and fields == {
+    assert SCHEMA_VERSION == 2 and fields == {
         "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden init actions normalise_obs "
-        "normalise_values frozen",
+        "normalise_values frozen agent_actions",
         "HeadSpec": "in_dim out_dim hidden sharing activation out_gain reads",
         "ActionSpec": "choices low high log_std bound",
     }
@@ -153,6 +153,55 @@ def test_provenance_is_whatever_json_can_say(tmp_path):
     assert policy.spec.provenance == {**told, "score": "NaN"}
     with pytest.raises(BundleError, match="provenance"):
         save(trained(model()), tmp_path / "other", provenance={"net": TeamNet})
+
+
+UNLIKE = {
+    "discrete": (ActionSpec(choices=(3,)), ActionSpec(choices=(5,)), ActionSpec(choices=(2, 4))),
+    "clip": tuple(ActionSpec(low=(-1.0, -2.0)[:n], high=(1.0, 2.0)[:n]) for n in (1, 2, 1)),
+    "tanh": tuple(
+        ActionSpec(low=(-1.0, 0.0)[:n], high=(1.0, 2.0)[:n], log_std="generated", bound="tanh") for n in (2, 1, 2)
+    ),
+}
+SIZES = (3, OBS, 2)
+
+
+@pytest.mark.parametrize("kind", ["full", "frozen"])
+@pytest.mark.parametrize("sharing", ["hyper_mlp", "full_id", "none"])
+@pytest.mark.parametrize("own", UNLIKE.values(), ids=UNLIKE.keys())
+def test_unlike_agents_are_asked_and_answer_in_their_own_sizes(own, sharing, kind, tmp_path):
+    actions = ActionSpec.covering(own)
+    net = trained(
+        ModelSpec(
+            ("a", "b", "c"), (0, 1, 2), {"actor": HeadSpec(OBS, actions.head_dim, (6,), sharing)},
+            actions=actions, agent_actions=own,
+        )
+    )  # fmt: skip
+    agents = ["a", "b", "c"]
+    spaces = {agent: gym.spaces.Box(-1, 1, (size,)) for agent, size in zip(agents, SIZES, strict=True)}
+    save_bundle(net, tmp_path / "bundle", agents=agents, observation_spaces=spaces, kind=kind)
+    policy = load_policy(tmp_path / "bundle")
+    obs = {agent: torch.randn(4, size).numpy() for agent, size in zip(agents, SIZES, strict=True)}
+    team = torch.zeros(3, 4, OBS)
+    for n, size in enumerate(SIZES):
+        team[n, :, :size] = torch.from_numpy(obs[agents[n]])
+    expected = policy.actions(team)
+    for asked in (obs, {"c": obs["c"]}):
+        for agent, acted in policy.act(asked).items():
+            n = agents.index(agent)
+            shape = (4,) if own[n].shape == () else (4, *own[n].shape)
+            assert acted.shape == shape
+            assert np.array_equal(acted, actions.part_of(expected[n], own[n]).numpy())
+            alone = policy.agent(agent)
+            dist = alone.distribution(torch.from_numpy(obs[agent]))
+            np.testing.assert_allclose(acted, dist.to_env(dist.mode()).numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ObservationError, match=r"agent 'a': its observation has shape \(5,\), expected 3 numbers"):
+        policy.act({"a": np.zeros(5)})
+    if not actions.continuous:
+        mask = np.zeros((4, 6), bool)
+        mask[:, [1, 4]] = True  # of the third agent's two components, the second choice and the third
+        assert policy.act(obs, action_mask={"c": mask})["c"].tolist() == [[1, 2]] * 4
+        with pytest.raises(ObservationError, match="agent 'c': its action mask allows nothing"):
+            policy.act(obs, action_mask={"c": np.zeros((4, 6), bool)})
 
 
 def test_a_large_team_is_no_burden(tmp_path):
