@@ -22,9 +22,13 @@ _PUBLIC = {
     "HyperMARLConfig": ".rllib.config",
     "ModelSpec": ".nets",
     "Step": ".env",
+    "TeamPolicy": ".bundle",
     "ViewLearner": ".rllib.view_learner",
+    "load_policy": ".bundle",
+    "load_team": ".bundle",
     "make": ".env",
     "register": ".env",
+    "save_bundle": ".bundle",
     "stock_module_spec": ".rllib.views",
 }
 __all__ = sorted(_PUBLIC)

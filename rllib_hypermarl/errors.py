@@ -38,6 +38,16 @@ class CheckpointError(HyperMARLError, RuntimeError):
     """A checkpoint that is missing or damaged."""
 
 
+class BundleError(HyperMARLError, RuntimeError):
+    """A policy bundle that is missing, damaged or of a newer schema, or lacks what was asked of it."""
+
+
+class ObservationError(HyperMARLError, ValueError):
+    """An observation, state or action mask that a policy cannot act on. The message names the agent."""
+
+    exit_status = 2
+
+
 class RunFailedError(HyperMARLError, RuntimeError):
     """Training failed in a way we did not foresee; the traceback is in the run directory."""
 

@@ -6,6 +6,7 @@ later as encoders that read them; hypernetworks only see `[G, d]`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,7 +16,7 @@ class Embedding(nn.Module):
     def __init__(self, num_policies: int, dim: int):
         super().__init__()
         self.dim = dim
-        self.weight = nn.Parameter(Tensor(num_policies, dim))
+        self.weight = nn.Parameter(torch.empty(num_policies, dim))
 
     def forward(self) -> Tensor:
         """Returns `[P, d]`."""

@@ -21,6 +21,7 @@ LOG_STDS: tuple[str, ...] = get_args(LogStd)
 BOUNDS: tuple[str, ...] = get_args(Bound)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _QUADRATURE = list(zip(_NODES.tolist(), (_WEIGHTS / _WEIGHTS.sum()).tolist(), strict=True))  # of a standard normal
+_FORBIDDEN = -1e10  # log-probability of an action that is masked: its probability is exactly zero
 _LOG_STD_RANGE = (-10.0, 2.0)  # of generated ones, which an optimiser can throw far
 
 
@@ -52,6 +53,8 @@ class ActionSpec:
             raise ValueError(f"bound is {self.bound!r}, valid are {', '.join(BOUNDS)}")
         if self.low and not all(math.isfinite(x) for x in self.low + self.high) and self.bound == "tanh":
             raise ValueError("bound is 'tanh', which needs finite bounds")
+        if not all(low <= high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low bounds {self.low} are not below the high bounds {self.high}")
 
     @property
     def continuous(self) -> bool:
@@ -86,6 +89,7 @@ class ActionSpec:
         log_std: Tensor | None = None,
         low: Tensor | None = None,
         high: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Distribution:
         """What an actor head means.
 
@@ -93,12 +97,18 @@ class ActionSpec:
             inputs: `[..., head_dim]`.
             log_std: broadcasts against `[..., dim]`; None where the head puts it out, or for discrete actions.
             low, high: of continuous actions, the bounds as tensors `[dim]` on the device.
+            mask: of discrete actions, `[..., sum(choices)]` bool: True where one is allowed, in every component at
+                least one (see `blocked`). None: all are.
         """
         if not self.continuous:
-            return Categorical(inputs) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices)
+            return Categorical(inputs, mask) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices, mask)
         if self.log_std == "generated":
             inputs, log_std = self.mean_and_log_std(inputs)
         return Gaussian(inputs, log_std, low, high, squash=self.bound == "tanh")
+
+    def blocked(self, mask: Tensor) -> Tensor:
+        """Where a mask `[..., sum(choices)]` leaves nothing to choose in some component: `[...]` bool."""
+        return torch.stack([~part.any(dim=-1) for part in mask.split(self.choices, dim=-1)]).any(dim=0)
 
     @staticmethod
     def mean_and_log_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,10 +122,15 @@ class Categorical:
 
     Args:
         logits: `[..., A]`, any scale.
+        mask: `[..., A]` bool, True where an action is allowed; at least one is. None: all are.
     """
 
-    def __init__(self, logits: Tensor):
-        self.log_probs = torch.log_softmax(logits, dim=-1)
+    def __init__(self, logits: Tensor, mask: Tensor | None = None):
+        if mask is None:
+            self.log_probs = torch.log_softmax(logits, dim=-1)
+        else:  # normalised among the allowed ones, whatever their scale; then finite, or the entropy would be NaN
+            self.log_probs = torch.log_softmax(logits.masked_fill(~mask, -math.inf), dim=-1)
+            self.log_probs = self.log_probs.masked_fill(~mask, _FORBIDDEN)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[...]` int64."""
@@ -146,10 +161,13 @@ class MultiCategorical:
     Args:
         logits: `[..., sum(choices)]`, one block per component.
         choices: the number of choices of each component.
+        mask: `[..., sum(choices)]` bool, True where a choice is allowed. None: all are.
     """
 
-    def __init__(self, logits: Tensor, choices: tuple[int, ...]):
-        self.parts = [Categorical(part) for part in logits.split(choices, dim=-1)]
+    def __init__(self, logits: Tensor, choices: tuple[int, ...], mask: Tensor | None = None):
+        masks = [None] * len(choices) if mask is None else mask.split(choices, dim=-1)
+        parts = zip(logits.split(choices, dim=-1), masks, strict=True)
+        self.parts = [Categorical(part, allowed) for part, allowed in parts]
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., K]` int64."""

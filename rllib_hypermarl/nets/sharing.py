@@ -41,12 +41,12 @@ class HyperNetwork(nn.Module):
         self.shapes = [shape for i, o, _ in layers for shape in ((i, o), (o,))]  # matrix, bias, matrix, bias, ...
         generators, sizes = len(self.shapes), [context_dim, *hidden]
         self.trunk_weights = nn.ParameterList(
-            nn.Parameter(Tensor(generators, i, o)) for i, o in itertools.pairwise(sizes)
+            nn.Parameter(torch.empty(generators, i, o)) for i, o in itertools.pairwise(sizes)
         )
-        self.trunk_biases = nn.ParameterList(nn.Parameter(Tensor(generators, 1, o)) for o in hidden)
+        self.trunk_biases = nn.ParameterList(nn.Parameter(torch.empty(generators, 1, o)) for o in hidden)
         outputs = [torch.Size(shape).numel() for shape in self.shapes]
-        self.head_weights = nn.ParameterList(nn.Parameter(Tensor(sizes[-1], out)) for out in outputs)
-        self.head_biases = nn.ParameterList(nn.Parameter(Tensor(out)) for out in outputs)
+        self.head_weights = nn.ParameterList(nn.Parameter(torch.empty(sizes[-1], out)) for out in outputs)
+        self.head_biases = nn.ParameterList(nn.Parameter(torch.empty(out)) for out in outputs)
 
     def features(self, context: Tensor | None) -> list[Tensor | None]:
         """What each generator's last layer reads: `[P, h]` per generator."""
@@ -81,8 +81,8 @@ class Direct(nn.Module):
     def __init__(self, groups: int, layers: list[tuple[int, int, float]], per_policy: bool = False):
         super().__init__()
         self.layers, self.per_policy = layers, per_policy
-        self.weights = nn.ParameterList(nn.Parameter(Tensor(groups, i, o)) for i, o, _ in layers)
-        self.biases = nn.ParameterList(nn.Parameter(Tensor(groups, o)) for _, o, _ in layers)
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(groups, i, o)) for i, o, _ in layers)
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(groups, o)) for _, o, _ in layers)
 
     def forward(self, context: Tensor | None = None) -> list[Layer]:
         return list(zip(self.weights, self.biases, strict=True))

@@ -55,10 +55,11 @@ class AgentGroups(nn.Module):
         self.size = max(len(group) for group in members)
         slots = [group + [0] * (self.size - len(group)) for group in members]
         home = [p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)]
-        self.register_buffer("slots", torch.tensor([agent for group in slots for agent in group]), persistent=False)
+        order = [agent for group in slots for agent in group]
+        self.register_buffer("slots", torch.tensor(order), persistent=False)
         self.register_buffer("policy_of", torch.tensor(agent_policies), persistent=False)
         self.register_buffer("home", torch.tensor(home), persistent=False)
-        self.identity = self.slots.tolist() == list(range(len(agent_policies)))
+        self.identity = order == list(range(len(agent_policies)))
         self.num_policies = num_policies
 
     def gather(self, x: Tensor) -> Tensor:
@@ -77,9 +78,12 @@ class TeamNet(nn.Module):
     """All heads of a team: context encoders, weight sources, and the target networks they feed.
 
     `generate` once per rollout and once per gradient step; `forward` as often as needed with what it returned.
+
+    Args:
+        draw: initialise the parameters; else they hold anything, and a state is to be loaded.
     """
 
-    def __init__(self, spec: ModelSpec):
+    def __init__(self, spec: ModelSpec, draw: bool = True):
         super().__init__()
         self.spec = spec
         num_policies = len(spec.policies)
@@ -114,7 +118,8 @@ class TeamNet(nn.Module):
             log_std_dim = 0 if self.log_std is None else self.log_std.shape[1]
             norm_dim = spec.heads["actor"].in_dim if spec.normalise_obs else 0
             self.snapshot = Snapshot(rows, spec.agent_policies, spec.heads["actor"].layers, log_std_dim, norm_dim)
-        self.reset_parameters()
+        if draw:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws all parameters afresh with the spec's scheme; standard deviations start at one."""
@@ -163,17 +168,27 @@ class TeamNet(nn.Module):
         by_policy = self.snapshot.put_in_norm(norm, len(self.spec.policies))
         return self("actor", norm(obs, *(x[self.groups.policy_of].unsqueeze(1) for x in by_policy)), weights)
 
-    def policy(self, obs: Tensor, weights: Weights) -> Distribution:
-        """The agents' action distributions. Args: obs `[N, B, obs]`; weights with the head `actor`."""
+    def policy(self, obs: Tensor, weights: Weights, action_mask: Tensor | None = None) -> Distribution:
+        """The agents' action distributions.
+
+        Args:
+            obs: `[N, B, obs]`.
+            weights: with the head `actor`.
+            action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
+        """
         spec, inputs = self.spec.actions, self.action_inputs(obs, weights)
         if not spec.continuous:
-            return spec.distribution(inputs)
+            return spec.distribution(inputs, mask=action_mask)
+        return spec.distribution(inputs, self.agent_log_std(), self.action_low, self.action_high)
+
+    def agent_log_std(self) -> Tensor | None:
+        """The agents' log standard deviations, `[1, dim]` or `[N, 1, dim]`; None where the actor puts them out."""
         log_std = self.log_std
         if self.snapshot is not None and log_std is not None:
             log_std = self.snapshot.put_in_log_std(log_std, len(self.spec.policies))
         if log_std is not None and len(log_std) > 1:
-            log_std = log_std[self.groups.policy_of].unsqueeze(1)  # [N, 1, dim]
-        return spec.distribution(inputs, log_std, self.action_low, self.action_high)
+            log_std = log_std[self.groups.policy_of].unsqueeze(1)
+        return log_std
 
     def value(self, obs: Tensor, state: Tensor | None, weights: Weights) -> Tensor:
         """The agents' values.

@@ -73,6 +73,25 @@ def transfer(
                 into[name][target.spec.frozen.index(new)] = tensor[source.spec.frozen.index(old)]
 
 
+@torch.no_grad()
+def without_generators(net: TeamNet, heads: Sequence[str]) -> TeamNet:
+    """The named heads as plain weights: what hypernetworks generate now takes their place. Acts bit for bit alike."""
+    generated = {name for name in heads if net.spec.heads[name].sharing.startswith("hyper")}
+    plain = {
+        name: dataclasses.replace(head, sharing="none") if name in generated else head
+        for name, head in net.spec.heads.items()
+        if name in heads
+    }
+    normalise_values = net.spec.normalise_values and "critic" in plain
+    spec = dataclasses.replace(net.spec, heads=plain, context=None, normalise_values=normalise_values)
+    target, state = TeamNet(spec, draw=False), net.state_dict()
+    for name in generated:
+        for depth, (weight, bias) in enumerate(net.generate(name)[name]):
+            state |= {f"sources.{name}.weights.{depth}": weight, f"sources.{name}.biases.{depth}": bias}
+    target.load_state_dict({name: state[name] for name in target.state_dict()})
+    return target
+
+
 def common_rows(source: ModelSpec, target: ModelSpec, source_of: Mapping[str, str] | None = None) -> Rows:
     """Rows of the policies that both have. Args: source_of: the name in `source` of target's policies, if another."""
     names = [(source_of or {}).get(policy, policy) for policy in target.policies]

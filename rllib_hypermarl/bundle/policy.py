@@ -1,0 +1,216 @@
+"""A team that acts: torch modules over weights generated once. Stateless, so that threads may share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import BundleError, ObservationError
+from ..nets import ActionSpec, Distribution, TeamNet, Weights
+from .spec import BundleSpec
+
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class TeamPolicy(nn.Module):
+    """All agents of a bundle, in one batched product per layer. Tensors are `[N, B, ...]`, in the order of the agents.
+
+    Attributes:
+        spec: what the bundle says of itself.
+        version: a short hash of the bundle's content; says which weights answered.
+    """
+
+    def __init__(self, spec: BundleSpec, net: TeamNet, version: str):
+        super().__init__()
+        self.spec, self.version = spec, version
+        self.net = net.requires_grad_(False)
+        for head, layers in net.generate().items():
+            for depth, layer in enumerate(layers):
+                for name, tensor in zip(("weight", "bias"), layer, strict=True):
+                    self.register_buffer(f"{head}_{depth}_{name}", tensor, persistent=False)
+
+    def _weights(self, head: str) -> Weights:
+        layers = range(len(self.spec.heads[head].layers))
+        return {head: [(getattr(self, f"{head}_{i}_weight"), getattr(self, f"{head}_{i}_bias")) for i in layers]}
+
+    def distribution(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """The agents' action distributions.
+
+        Args:
+            obs: `[N, B, obs]`.
+            action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
+
+        Raises:
+            ObservationError: an agent has nothing allowed, or actions are continuous and cannot be masked.
+        """
+        if action_mask is not None:
+            self._check_mask(action_mask)
+        return self.net.policy(obs, self._weights("actor"), action_mask)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """What the actors put out: logits, or means (and log standard deviations where those are generated)."""
+        return self.net.action_inputs(obs, self._weights("actor"))
+
+    def actions(
+        self,
+        obs: Tensor,
+        *,
+        greedy: bool = True,
+        generator: torch.Generator | None = None,
+        action_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the env takes, `[N, B, ...]`: int64, or float32 within the bounds. Args: as `distribution`'s."""
+        dist = self.distribution(obs, action_mask)
+        return dist.to_env(dist.mode() if greedy else dist.sample(generator))
+
+    def values(self, obs: Tensor, state: Tensor | None = None) -> Tensor:
+        """The agents' values `[N, B]`, in units of the reward.
+
+        Args:
+            obs: `[N, B, obs]`.
+            state: `[B, state]`, where the critic reads the env's state.
+
+        Raises:
+            BundleError: the bundle has no critic.
+            ObservationError: the critic reads a state, and there is none.
+        """
+        if "critic" not in self.spec.heads:
+            raise BundleError("this bundle has no critic; export it with --critic or as --kind full")
+        if self.spec.heads["critic"].reads == "state" and state is None:
+            raise ObservationError(f"the critic reads the env's state, {self.spec.state_dim} numbers, which is missing")
+        return self.net.value(obs, state, self._weights("critic"))
+
+    def act(
+        self,
+        observations: Mapping[str, Any],
+        *,
+        greedy: bool = True,
+        seed: int | None = None,
+        action_mask: Mapping[str, Any] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Actions of any of the agents.
+
+        Args:
+            observations: agent -> `[E, obs]`, the same number E for all; or `[obs]`, which comes back without E.
+            greedy: the most likely actions; else sampled.
+            seed: of sampled actions. With the same seed and E an agent does the same, whoever else is asked.
+            action_mask: agent -> `[E, sum(choices)]` bool, of any of them; True where an action is allowed.
+
+        Returns:
+            Agent -> what the env takes, `[E, ...]`.
+
+        Raises:
+            ObservationError: names the agent and what is wrong with what it was given.
+        """
+        if not observations:
+            return {}
+        device = self.actor_0_weight.device
+        rows = {agent: self._rows(agent, given, torch.float32) for agent, given in observations.items()}
+        masks = {agent: self._rows(agent, given, torch.bool) for agent, given in (action_mask or {}).items()}
+        first, num_envs = next((agent, len(x)) for agent, x in rows.items())
+        for agent, x in [*rows.items(), *masks.items()]:
+            if len(x) != num_envs:
+                raise ObservationError(f"agent {agent!r} has {len(x)} rows, agent {first!r} has {num_envs}")
+        obs = torch.zeros(len(self.spec.agents), num_envs, self.spec.obs_dim)
+        mask = torch.ones(*obs.shape[:2], sum(self.spec.actions.choices), dtype=torch.bool) if masks else None
+        for into, given in ((obs, rows), (mask, masks)):
+            for agent, x in given.items():
+                into[self.spec.agents.index(agent)] = x
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        with torch.no_grad():
+            mask = None if mask is None else mask.to(device)
+            actions = self.actions(obs.to(device), greedy=greedy, generator=generator, action_mask=mask).cpu().numpy()
+        acted = {agent: actions[self.spec.agents.index(agent)] for agent in observations}
+        return {agent: x[0] if np.ndim(observations[agent]) == 1 else x for agent, x in acted.items()}
+
+    def agent(self, name: str) -> AgentPolicy:
+        """One agent alone, as a plain MLP.
+
+        Raises:
+            ObservationError: the bundle has no such agent.
+        """
+        return AgentPolicy(self, self._index(name))
+
+    # ----------------------------------------------------------------------------------------------------- checking
+
+    def _index(self, agent: str) -> int:
+        if agent not in self.spec.agents:
+            known = ", ".join(self.spec.agents[:8]) + (", ..." if len(self.spec.agents) > 8 else "")
+            raise ObservationError(f"no agent {agent!r}; agents are {known}")
+        return self.spec.agents.index(agent)
+
+    def _rows(self, agent: str, given: Any, dtype: torch.dtype) -> Tensor:
+        """Args: given `[E, size]` or `[size]`. Returns it as a tensor `[E, size]`."""
+        self._index(agent)
+        what, size = ("observation", self.spec.obs_dim)
+        if dtype == torch.bool:
+            what, size = "action mask", sum(self.spec.actions.choices)
+            if self.spec.actions.continuous:
+                raise ObservationError(f"agent {agent!r}: continuous actions cannot be masked")
+        try:
+            x = torch.as_tensor(np.asarray(given)).to("cpu", dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ObservationError(f"agent {agent!r}: its {what} is no array of numbers ({error})") from error
+        x = x.unsqueeze(0) if x.ndim == 1 else x
+        if x.ndim != 2 or x.shape[1] != size:
+            raise ObservationError(f"agent {agent!r}: its {what} has shape {np.shape(given)}, expected {size} numbers")
+        if not torch.isfinite(x).all():
+            raise ObservationError(f"agent {agent!r}: its {what} is not finite")
+        return x
+
+    def _check_mask(self, mask: Tensor) -> None:
+        if self.spec.actions.continuous:
+            raise ObservationError("continuous actions cannot be masked")
+        blocked = self.spec.actions.blocked(mask).nonzero()
+        if len(blocked):
+            agent, row = blocked[0].tolist()
+            raise ObservationError(f"agent {self.spec.agents[agent]!r}: its action mask allows nothing (row {row})")
+
+
+class AgentPolicy(nn.Module):
+    """One agent alone: a plain MLP with what belongs to it, for programs that know nothing of teams.
+
+    Made by `TeamPolicy.agent`; it holds copies.
+    """
+
+    def __init__(self, team: TeamPolicy, index: int):
+        super().__init__()
+        net, head = team.net, team.spec.heads["actor"]
+        policy = team.spec.agent_policies[index]
+        self.actions: ActionSpec = team.spec.actions
+        layers: list[nn.Module] = []
+        for weight, bias in team._weights("actor")["actor"]:
+            weight, bias = (x[policy if len(x) > 1 else 0] for x in (weight, bias))
+            linear = nn.utils.skip_init(nn.Linear, *weight.shape, device=weight.device)
+            linear.weight.data.copy_(weight.T)
+            linear.bias.data.copy_(bias)
+            layers += [linear, _ACTIVATIONS[head.activation]()]
+        self.mlp = nn.Sequential(*layers[:-1]).requires_grad_(False)
+        self.norm, own = None, {}
+        if "obs" in net.norms:
+            norm = net.norms["obs"]
+            mean, std = norm.mean, norm.std
+            if net.snapshot is not None:
+                mean, std = (x[policy] for x in net.snapshot.put_in_norm(norm, len(team.spec.policies)))
+            own |= {"obs_mean": mean, "obs_std": std}
+            self.limit = norm.limit
+        if self.actions.continuous:
+            own |= {"low": net.action_low, "high": net.action_high}
+            if (log_std := net.agent_log_std()) is not None:
+                own["log_std"] = (log_std[index] if len(log_std) > 1 else log_std[0]).reshape(-1)
+        for name in ("obs_mean", "obs_std", "low", "high", "log_std"):
+            self.register_buffer(name, own[name].clone() if name in own else None)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """What its actor puts out. Args: obs `[B, obs]`. Returns `[B, out]`, as `TeamPolicy.forward` does."""
+        if self.obs_mean is not None:
+            obs = ((obs - self.obs_mean) / self.obs_std).clamp(-self.limit, self.limit)
+        return self.mlp(obs)
+
+    def distribution(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """Its action distribution. Args: obs `[B, obs]`; action_mask `[B, sum(choices)]` bool, of discrete actions."""
+        return self.actions.distribution(self(obs), self.log_std, self.low, self.high, action_mask)
