@@ -7,6 +7,7 @@ turns it into what the environment takes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any, Literal, get_args
@@ -132,6 +133,12 @@ class Categorical:
             self.log_probs = torch.log_softmax(logits.masked_fill(~mask, -math.inf), dim=-1)
             self.log_probs = self.log_probs.masked_fill(~mask, _FORBIDDEN)
 
+    def rows(self, span: slice) -> Categorical:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.log_probs = self.log_probs[:, span]
+        return part
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[...]` int64."""
         # The smallest of independent exponentials with rates p is action a with probability p_a.
@@ -169,6 +176,12 @@ class MultiCategorical:
         parts = zip(logits.split(choices, dim=-1), masks, strict=True)
         self.parts = [Categorical(part, allowed) for part, allowed in parts]
 
+    def rows(self, span: slice) -> MultiCategorical:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.parts = [component.rows(span) for component in self.parts]
+        return part
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., K]` int64."""
         return torch.stack([part.sample(generator) for part in self.parts], dim=-1)
@@ -205,6 +218,12 @@ class Gaussian:
     def __init__(self, mean: Tensor, log_std: Tensor, low: Tensor, high: Tensor, squash: bool):
         self.mean, self.log_std, self.squash = mean, log_std.expand_as(mean), squash
         self.low, self.high = low, high
+
+    def rows(self, span: slice) -> Gaussian:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.mean, part.log_std = self.mean[:, span], self.log_std[:, span]
+        return part
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., dim]`, before clipping or squashing."""

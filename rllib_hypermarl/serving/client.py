@@ -78,7 +78,7 @@ class TeamClient:
         self._retries = retries
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(headers=headers, timeout=timeout, transport=transport)
-        self._random = random.Random()  # noqa: S311  (pauses)
+        self._random = random.Random()
 
     def __enter__(self) -> TeamClient:
         return self

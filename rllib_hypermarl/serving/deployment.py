@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge
 
-from .. import __version__
 from ..errors import ConfigError
 from .http import make_app
 from .schemas import RefusedError
@@ -25,8 +23,8 @@ from .team import Ask, ServedTeam, answer
 
 MAX_BATCH = 128  # requests of one forward
 
-# Serve runs user code in a second event loop of the replica, so that code that blocks does not hold its own up. Ours does
-# not block (torch has a thread), and every request would pay for the way between the loops.
+# Serve runs user code in a second event loop of the replica, so that code that blocks does not hold its own up. Ours
+# does not block (torch has a thread), and every request would pay for the way between the loops.
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
@@ -85,6 +83,7 @@ DIRECT_INGRESS = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}
     health_check_period_s=5,
     health_check_timeout_s=10,
     graceful_shutdown_timeout_s=10,
+    max_surge_percent=25,  # new replicas start before old ones stop
     backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
     logging_config=LoggingConfig(enable_access_log=False),
 )
@@ -142,17 +141,10 @@ class Team:
 
 def build(settings: Settings) -> serve.Application:
     """The application of a served team."""
-    options: dict[str, Any] = {"num_cpus": settings.num_cpus}
-    options["runtime_env"] = {"env_vars": settings.environment()}
     return Team.options(
-        # What replicas are restarted for; Serve would draw a new version at each call, and never just reconfigure.
-        version=f"{__version__}-{zlib.crc32(settings.model_dump_json(exclude=_LIVE).encode()):08x}",
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         user_config={"bundle": settings.bundle},
-        ray_actor_options=options,
+        ray_actor_options={"num_cpus": settings.num_cpus, "runtime_env": {"env_vars": settings.environment()}},
     ).bind(settings.model_dump())
-
-
-_LIVE = {"bundle", "replicas", "max_ongoing_requests", "max_queued_requests"}  # changed without a restart

@@ -142,12 +142,13 @@ def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
         One `ActAnswer` as a dict of arrays per request, or why there is none.
     """
     policy = asks[0].policy
-    obs = torch.from_numpy(np.concatenate([ask.obs for ask in asks], axis=1)).to(policy.device)
+    device = next(policy.buffers()).device
+    obs = torch.from_numpy(np.concatenate([ask.obs for ask in asks], axis=1)).to(device)
     mask = None
     if any(ask.mask is not None for ask in asks):
         width = sum(policy.spec.actions.choices)
         masks = [np.ones((*ask.obs.shape[:2], width), bool) if ask.mask is None else ask.mask for ask in asks]
-        mask = torch.from_numpy(np.concatenate(masks, axis=1)).to(policy.device)
+        mask = torch.from_numpy(np.concatenate(masks, axis=1)).to(device)
     dist = policy.distribution(obs, mask)
     greedy = dist.to_env(dist.mode()).cpu().numpy()
     # A row whose outputs are not finite has a mode, too, but no meaning.
@@ -162,13 +163,13 @@ def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
         actions = greedy[:, span]
         part = None if ask.seed is None and not ask.probabilities else dist.rows(span)
         if ask.seed is not None:
-            generator = torch.Generator(policy.device).manual_seed(ask.seed)
+            generator = torch.Generator(device).manual_seed(ask.seed)
             actions = part.to_env(part.sample(generator)).cpu().numpy()
         found: dict[str, Any] = {"version": policy.version, "actions": _by_agent(actions, ask)}
         if ask.probabilities:
             found["probabilities"] = _probabilities(part, ask)
         if ask.values:
-            state = None if ask.state is None else torch.from_numpy(ask.state).to(policy.device)
+            state = None if ask.state is None else torch.from_numpy(ask.state).to(device)
             values = policy.values(obs[:, span], state).cpu().numpy()
             found["values"] = _by_agent(values, ask)
         answers.append(found)
