@@ -17,7 +17,7 @@ from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge
 
 from ..errors import ConfigError
-from .http import make_app
+from .http import TeamApp
 from .schemas import RefusedError
 from .team import Ask, ServedTeam, answer
 
@@ -101,7 +101,7 @@ class Team:
         self._current = Gauge("hypermarl_serve_version", "1 for the version that is served.", tag_keys=("version",))
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self, token=self.settings.token(), max_body=int(self.settings.max_body_mb * 2**20))
+        return TeamApp(self, token=self.settings.token(), max_body=int(self.settings.max_body_mb * 2**20))
 
     async def reconfigure(self, user_config: Any) -> None:
         """Serve's hook for a new `user_config`: serves its bundle, and goes on with the old one if it is refused.

@@ -10,18 +10,16 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from .. import __version__
 from .schemas import ActAnswer, ActRequest, Refusal, RefusedError, encode, parse
 from .team import Ask, ServedTeam, check
 
 logger = logging.getLogger("ray.serve")
-OPEN_PATHS = ("/healthz", "/readyz")
-"""For probes, which have no token."""
-
-_REASONS = {
+ACT = "/v1/act"
+PROBES = ("/healthz", "/readyz")  # have no token
+_REFUSALS = {
     400: "The body is not JSON.",
     401: "The bearer token is missing or wrong.",
     413: "The body is too large.",
@@ -39,45 +37,101 @@ class Answerer(Protocol):
     async def answer(self, ask: Ask) -> dict[str, Any] | RefusedError: ...
 
 
-def refusal(field: str, error: str, status: int, **headers: str) -> Response:
-    """An answer of the schema `Refusal`."""
-    content = orjson.dumps({"field": field, "error": error})
-    return Response(content, status, headers or None, media_type="application/json")
+class TeamApp:
+    """The ASGI app around a served team.
 
-
-def make_app(answerer: Answerer, *, token: str | None = None, max_body: int = 4 * 2**20) -> FastAPI:
-    """The app around a served team.
+    FastAPI has the pages. The one route that has to be fast goes around it: routing, dependencies and exit stacks cost
+    more than the team's forward.
 
     Args:
         token: that every request but probes has to bear; None: none.
         max_body: bytes of a request at most.
     """
-    team = answerer.team
-    refusals = {status: {"model": Refusal, "description": text} for status, text in _REASONS.items()}
-    app = FastAPI(title="HyperMARL team", version=__version__, redirect_slashes=False)
 
-    @app.post(
-        "/v1/act",
-        summary="What the agents do",
-        responses={200: {"model": ActAnswer}, **refusals},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}},
-    )
-    async def act(request: Request) -> Response:
-        if team.policy is None:
-            return refusal("path", "nothing is served yet", 503, **{"Retry-After": "1"})
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            return refusal("content-type", "send application/json", 415)
-        ask = check(parse(await request.body()), team.policy)
-        answer = await answerer.answer(ask)
+    def __init__(self, answerer: Answerer, *, token: str | None = None, max_body: int = 4 * 2**20):
+        self.team, self._answer, self._max_body = answerer.team, answerer.answer, max_body
+        self._pages = _pages(self.team)
+        self._expected = None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._pages(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        try:
+            headers = dict(scope["headers"])
+            self._check_token(headers, path)
+            if path != ACT:
+                await self._pages(scope, receive, send)
+                return
+            if scope["method"] != "POST":
+                raise RefusedError("method", "POST observations", 405)
+            response = await self._act(headers, receive)
+        except RefusedError as error:
+            response = _refusal(error)
+        except Exception:
+            logger.exception("a request failed")
+            response = _refusal(RefusedError("path", "internal error, see the server's log", 500))
+        if response is not None:
+            await response(scope, receive, send)
+
+    def _check_token(self, headers: dict[bytes, bytes], path: str) -> None:
+        if self._expected is None or path in PROBES:
+            return
+        if not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            raise RefusedError("authorization", "bearer token missing or wrong", 401)
+
+    async def _act(self, headers: dict[bytes, bytes], receive: Receive) -> Response | None:
+        policy = _served(self.team)
+        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise RefusedError("content-type", "send application/json", 415)
+        body = await self._body(headers, receive)
+        if body is None:  # the client has gone
+            return None
+        answer = await self._answer(check(parse(body), policy))
         if isinstance(answer, RefusedError):
             raise answer
         return Response(encode(answer), media_type="application/json")
 
-    @app.get("/metadata", summary="What is served", responses={401: refusals[401], 503: refusals[503]})
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        length, parts, received = headers.get(b"content-length", b""), [], 0
+        received = int(length) if length.isdigit() and len(length) < 20 else 0
+        while received <= self._max_body:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            received = max(received, sum(map(len, parts)))
+        raise RefusedError("body", f"more than {self._max_body} bytes: send fewer environments in one request", 413)
+
+
+def _served(team: ServedTeam) -> Any:
+    if team.policy is None:
+        raise RefusedError("path", "nothing is served yet", 503)
+    return team.policy
+
+
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": "POST"}, 503: {"Retry-After": "1"}}
+
+
+def _refusal(error: RefusedError) -> Response:
+    content = orjson.dumps({"field": error.field, "error": error.message})
+    return Response(content, error.status, _HEADERS.get(error.status), media_type="application/json")
+
+
+# -------------------------------------------------------------------------------------------------------------- pages
+
+
+def _pages(team: ServedTeam) -> FastAPI:
+    app = FastAPI(title="HyperMARL team", version=__version__, redirect_slashes=False)
+    refusals = {status: {"model": Refusal, "description": text} for status, text in _REFUSALS.items()}
+
+    @app.get("/metadata", summary="What is served", responses={status: refusals[status] for status in (401, 503)})
     async def metadata() -> Response:
-        if team.policy is None:
-            return refusal("path", "nothing is served yet", 503, **{"Retry-After": "1"})
+        _served(team)
         return Response(orjson.dumps(team.metadata()), media_type="application/json")
 
     @app.get("/healthz", summary="Whether the process answers")
@@ -85,106 +139,59 @@ def make_app(answerer: Answerer, *, token: str | None = None, max_body: int = 4 
         return {"status": "ok"}
 
     @app.get("/readyz", summary="Whether a team is served", responses={503: refusals[503]})
-    async def readyz() -> Response:
-        if team.policy is None:
-            return refusal("path", "nothing is served yet", 503, **{"Retry-After": "1"})
-        return Response(
-            orjson.dumps({"status": "ready", "version": team.policy.version}), media_type="application/json"
-        )
+    async def readyz() -> dict[str, str]:
+        return {"status": "ready", "version": _served(team).version}
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> Response:
-        return refusal(error.field, error.message, error.status)
+        return _refusal(error)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
         field = "method" if error.status_code == 405 else "path"
-        return refusal(field, str(error.detail), error.status_code, **(error.headers or {}))
+        response = _refusal(RefusedError(field, str(error.detail), error.status_code))
+        response.headers.update(error.headers or {})
+        return response
 
     app.openapi = lambda: _openapi(app, team)
-    app.add_middleware(_Limits, token=token, max_body=max_body)
     return app
 
 
 def _openapi(app: FastAPI, team: ServedTeam) -> dict[str, Any]:
-    """The app's description, with the agents and sizes of the team that is served now."""
+    """The description of all routes, with the agents and sizes of the team that is served now."""
     page = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    request = ActRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = page.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ActRequest, ActAnswer, Refusal):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
     if team.policy is not None:
-        spec = team.policy.spec
-        request["properties"]["observations"] |= _per_agent(
-            dict.fromkeys(spec.agents, _rows({"type": "number"}, spec.obs_dim))
-        )
-        if not spec.actions.continuous:
-            mask = _rows({"type": "boolean"}, sum(spec.actions.choices))
-            request["properties"]["action_mask"] = {
-                **{k: v for k, v in request["properties"]["action_mask"].items() if k in ("description", "title")},
-                "anyOf": [{"type": "object", **_per_agent(dict.fromkeys(spec.agents, mask))}, {"type": "null"}],
-            }
-    body = page["paths"]["/v1/act"]["post"]["requestBody"]
-    body["content"]["application/json"]["schema"] = request
+        _describe_team(schemas["ActRequest"]["properties"], team)
+
+    def content(model: str) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}}
+
+    page["paths"][ACT] = {
+        "post": {
+            "summary": "What the agents do",
+            "operationId": "act",
+            "requestBody": {"required": True, **content("ActRequest")},
+            "responses": {
+                "200": {"description": "Their actions.", **content("ActAnswer")},
+                **{str(status): {"description": text, **content("Refusal")} for status, text in _REFUSALS.items()},
+            },
+        }
+    }
     return page
 
 
-def _per_agent(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"properties": properties, "additionalProperties": False}
+def _describe_team(properties: dict[str, Any], team: ServedTeam) -> None:
+    spec = team.policy.spec
+    properties["observations"] |= _per_agent(spec.agents, {"type": "number"}, spec.obs_dim)
+    if not spec.actions.continuous:
+        mask = {"type": "object", **_per_agent(spec.agents, {"type": "boolean"}, sum(spec.actions.choices))}
+        properties["action_mask"]["anyOf"] = [mask, {"type": "null"}]
 
 
-def _rows(item: dict[str, Any], width: int) -> dict[str, Any]:
+def _per_agent(agents: tuple[str, ...], item: dict[str, Any], width: int) -> dict[str, Any]:
     row = {"type": "array", "items": item, "minItems": width, "maxItems": width}
-    return {"anyOf": [row, {"type": "array", "items": row, "minItems": 1}]}
-
-
-class _Limits:
-    """Turns away who bears no token and what is too large, before anything reads a body; no error leaves a trace."""
-
-    def __init__(self, app: ASGIApp, token: str | None, max_body: int):
-        self.app, self.max_body = app, max_body
-        self._expected = None if token is None else f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._expected is not None and path not in OPEN_PATHS:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                answer = refusal(
-                    "authorization", "bearer token missing or wrong", 401, **{"WWW-Authenticate": "Bearer"}
-                )
-                await answer(scope, receive, send)
-                return
-        too_large = f"more than {self.max_body} bytes; send fewer environments in one request"
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self.max_body:
-            await refusal("body", too_large, 413)(scope, receive, send)
-            return
-        started, received = False, 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body:
-                raise RefusedError("body", too_large, 413)
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, counted if not length else receive, noted)
-        except ClientDisconnect:
-            return
-        except Exception as error:
-            if started:
-                raise
-            if isinstance(error, RefusedError):
-                await refusal(error.field, error.message, error.status)(scope, receive, send)
-                return
-            logger.exception("a request failed")
-            await refusal("path", "internal error, see the server's log", 500)(scope, receive, send)
+    rows = {"anyOf": [row, {"type": "array", "items": row, "minItems": 1}]}
+    return {"properties": dict.fromkeys(agents, rows), "additionalProperties": False}

@@ -113,21 +113,27 @@ def as_rows(value: Any, width: int, field: str, dtype: Any = np.float32) -> tupl
     """Numbers as `[B, width]`, and whether they came without an axis of environments.
 
     Raises:
-        RefusedError: they are not `width` each, or not finite as 32-bit floats.
+        RefusedError: they are not `width` each.
     """
     single = not value or not isinstance(value[0], list)
     rows = [value] if single else value
     for i, row in enumerate(rows):
         if len(row) != width:
             where = field if single else f"{field}[{i}]"
-            raise RefusedError(where, f"expected {width} numbers, got {len(row)}")
-    with np.errstate(over="ignore"):
-        array = np.array(rows, dtype).reshape(len(rows), width)
-    if dtype is np.float32 and not np.isfinite(array).all():
+            raise RefusedError(where, f"expected {width} values, got {len(row)}")
+    return np.array(rows, dtype), single
+
+
+def check_finite(array: np.ndarray, single: bool, field: str) -> None:
+    """Args: array `[B, width]` float32; single, as `as_rows` returned it.
+
+    Raises:
+        RefusedError: a number was larger than they can be.
+    """
+    if not np.isfinite(array).all():
         row, column = np.argwhere(~np.isfinite(array))[0]
         where = f"{field}[{column}]" if single else f"{field}[{row}][{column}]"
         raise RefusedError(where, "too large for a 32-bit float")
-    return array, single
 
 
 def encode(answer: dict[str, Any]) -> bytes:

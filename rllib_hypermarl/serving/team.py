@@ -19,7 +19,7 @@ import torch
 
 from ..bundle import TeamPolicy, load_policy
 from ..errors import ConfigError, HyperMARLError
-from .schemas import MAX_NUMBERS, ActRequest, RefusedError, as_rows
+from .schemas import MAX_NUMBERS, ActRequest, RefusedError, as_rows, check_finite
 
 logger = logging.getLogger("ray.serve")
 _random = random.SystemRandom()
@@ -54,6 +54,7 @@ class Ask:
         return self.obs.shape[1]
 
 
+@np.errstate(over="ignore")  # what is too large is refused
 def check(request: ActRequest, policy: TeamPolicy) -> Ask:
     """What a request means for a policy.
 
@@ -79,6 +80,9 @@ def check(request: ActRequest, policy: TeamPolicy) -> Ask:
                       ((len(rows), alone), (obs.shape[1], single))]  # fmt: skip
             raise RefusedError(field, f"{shapes[0]}, but observations.{first} has {shapes[1]}")
         obs[index[agent]] = rows
+    if not np.isfinite(obs).all():
+        for agent in request.observations:
+            check_finite(obs[index[agent]], single, f"observations.{agent}")
     if request.seed is None and not request.greedy:
         seed = _random.getrandbits(63)
     else:
@@ -127,6 +131,7 @@ def _check_values(request: ActRequest, policy: TeamPolicy, rows: int, single: bo
     state, alone = as_rows(request.state, policy.spec.state_dim, "state")
     if alone is not single or len(state) != rows:
         raise RefusedError("state", "as many rows as each agent has observations")
+    check_finite(state, alone, "state")
     return state
 
 
@@ -134,7 +139,7 @@ def _critic_reads(policy: TeamPolicy) -> str | None:
     return policy.spec.heads["critic"].reads if "critic" in policy.spec.heads else None
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
     """Answers requests that were checked against one policy in one forward.
 
@@ -142,44 +147,53 @@ def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
         One `ActAnswer` as a dict of arrays per request, or why there is none.
     """
     policy = asks[0].policy
-    device = next(policy.buffers()).device
+    device = policy.actor_0_weight.device
     obs = torch.from_numpy(np.concatenate([ask.obs for ask in asks], axis=1)).to(device)
-    mask = None
-    if any(ask.mask is not None for ask in asks):
-        width = sum(policy.spec.actions.choices)
-        masks = [np.ones((*ask.obs.shape[:2], width), bool) if ask.mask is None else ask.mask for ask in asks]
-        mask = torch.from_numpy(np.concatenate(masks, axis=1)).to(device)
-    dist = policy.distribution(obs, mask)
-    greedy = dist.to_env(dist.mode()).cpu().numpy()
-    # A row whose outputs are not finite has a mode, too, but no meaning.
-    finite = torch.isfinite(dist.log_prob(dist.mode())).all(dim=0).cpu().numpy()
+    dist = policy.distribution(obs, _masks(asks, device))
+    mode = dist.mode()
+    greedy = dist.to_env(mode).cpu().numpy()
+    # What is not finite has a mode, too, but no meaning.
+    densities = dist.log_prob(mode)
+    finite = None if torch.isfinite(densities.sum()) else torch.isfinite(densities).all(dim=0).cpu().numpy()
     answers, start = [], 0
     for ask in asks:
         span = slice(start, start + ask.rows)
         start = span.stop
-        if not finite[span].all():
+        if finite is not None and not finite[span].all():
             answers.append(RefusedError("observations", "so large that the networks' outputs are not finite"))
             continue
-        actions = greedy[:, span]
-        part = None if ask.seed is None and not ask.probabilities else dist.rows(span)
-        if ask.seed is not None:
-            generator = torch.Generator(device).manual_seed(ask.seed)
-            actions = part.to_env(part.sample(generator)).cpu().numpy()
-        found: dict[str, Any] = {"version": policy.version, "actions": _by_agent(actions, ask)}
+        found: dict[str, Any] = {"version": policy.version}
+        if ask.seed is None:
+            found["actions"] = _by_agent(greedy[:, span], ask)
+        else:
+            part, generator = dist.rows(span), torch.Generator(device).manual_seed(ask.seed)
+            found["actions"] = _by_agent(part.to_env(part.sample(generator)).cpu().numpy(), ask)
         if ask.probabilities:
-            found["probabilities"] = _probabilities(part, ask)
+            found["probabilities"] = _probabilities(dist.rows(span), ask)
         if ask.values:
             state = None if ask.state is None else torch.from_numpy(ask.state).to(device)
-            values = policy.values(obs[:, span], state).cpu().numpy()
-            found["values"] = _by_agent(values, ask)
+            found["values"] = _by_agent(policy.values(obs[:, span], state).cpu().numpy(), ask)
         answers.append(found)
     return answers
 
 
+def _masks(asks: Sequence[Ask], device: torch.device) -> torch.Tensor | None:
+    """`[N, B, choices]`, or None where no request has one."""
+    if all(ask.mask is None for ask in asks):
+        return None
+    width = sum(asks[0].policy.spec.actions.choices)
+    masks = [np.ones((*ask.obs.shape[:2], width), bool) if ask.mask is None else ask.mask for ask in asks]
+    return torch.from_numpy(np.concatenate(masks, axis=1)).to(device)
+
+
 def _by_agent(array: np.ndarray, ask: Ask) -> dict[str, Any]:
     """`[N, B, ...]` as agent -> `[B, ...]`, without the axis of environments if the request had none."""
+    agents = ask.policy.spec.agents
+    if ask.single and array.ndim == 2:  # plain numbers are written faster than arrays of one
+        values = array[:, 0].tolist()
+        return {agents[i]: values[i] for i in ask.agents}
     found = np.ascontiguousarray(array[:, 0] if ask.single else array)
-    return {ask.policy.spec.agents[i]: found[i] for i in ask.agents}
+    return {agents[i]: found[i] for i in ask.agents}
 
 
 def _probabilities(dist: Any, ask: Ask) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The HTTP app on its own, without Serve: answers equal local ones, refusals name the field, limits hold."""
 
-
 import numpy as np
 import orjson
 import pytest
 from fastapi.testclient import TestClient
 
 from rllib_hypermarl import load_policy
-from rllib_hypermarl.serving.http import make_app
+from rllib_hypermarl.serving.http import TeamApp
 from rllib_hypermarl.serving.team import ServedTeam, answer
 from tests.serving.teams import AGENTS, KINDS, observations, write_bundle
 
@@ -30,7 +29,7 @@ def bundles(tmp_path_factory):
 
 
 def client_of(bundle, **options):
-    return TestClient(make_app(Alone(bundle), **options), raise_server_exceptions=False)
+    return TestClient(TeamApp(Alone(bundle), **options), raise_server_exceptions=False)
 
 
 @pytest.fixture
