@@ -18,14 +18,21 @@ from ray.util.metrics import Counter, Gauge
 
 from ..errors import ConfigError
 from .http import TeamApp
-from .schemas import RefusedError
-from .team import Ask, ServedTeam, answer
+from .schemas import RefusedError, encode, parse
+from .team import Ask, ServedTeam, answer, check
 
 MAX_BATCH = 128  # requests of one forward
 
 # Serve runs user code in a second event loop of the replica, so that code that blocks does not hold its own up. Ours
 # does not block (torch has a thread), and every request would pay for the way between the loops.
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+
+# The last two are for load balancers, which are slow to notice that a replica has gone or that its port has another.
+_DIRECT = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_PORT_QUARANTINE_S": "0",
+}
 
 
 class Settings(BaseModel):
@@ -46,6 +53,8 @@ class Settings(BaseModel):
     ingress: Literal["proxy", "direct"] = Field(
         "proxy", description="`direct`: replicas listen themselves, see docs/serving.md."
     )
+
+    direct_port: int = Field(30000, ge=1024, le=64000, description="First port of replicas that listen themselves.")
 
     @model_validator(mode="after")
     def _one_token(self) -> Settings:
@@ -71,11 +80,12 @@ class Settings(BaseModel):
         return token.strip()
 
     def environment(self) -> dict[str, str]:
-        """Variables that Serve has to see where the replicas run."""
-        return {**_ONE_LOOP, **DIRECT_INGRESS} if self.ingress == "direct" else dict(_ONE_LOOP)
-
-
-DIRECT_INGRESS = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}
+        """Variables that Serve has to see where its controller and the replicas run."""
+        if self.ingress == "proxy":
+            return _ONE_LOOP
+        ports = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
+        first = self.direct_port
+        return {**_ONE_LOOP, **_DIRECT, **dict(zip(ports, (str(first), str(first + 1000)), strict=True))}
 
 
 @serve.deployment(
@@ -109,14 +119,30 @@ class Team:
         Raising here would make Serve stop a replica that works, and start one in its place that cannot. A replica that
         starts while the configured bundle is damaged serves the one of the arguments.
         """
-        bundle = user_config.get("bundle") if isinstance(user_config, dict) else None
+        self._bundle = user_config.get("bundle") if isinstance(user_config, dict) else None
+        await self.reload()
+
+    async def reload(self) -> dict[str, Any]:
+        """Reads the configured bundle again. Returns what is served then, as `/metadata` does."""
         before = self.team.policy
-        await self._in_thread(self.team.exchange, bundle, self.settings.bundle)
-        after = self.team.policy
-        self._reloads.inc(tags={"result": "refused" if after is before else "served"})
+        await self._in_thread(self.team.exchange, self._bundle, self.settings.bundle)
+        after, report = self.team.policy, self.team.metadata()
+        self._reloads.inc(tags={"result": "served" if report["refused"] is None else "refused"})
         if before is not None:
             self._current.set(0, {"version": before.version})
         self._current.set(1, {"version": after.version})
+        return report
+
+    async def act(self, request: dict[str, Any]) -> dict[str, Any]:
+        """For deployment handles: an `ActRequest` as a dict of lists; answers an `ActAnswer` as a dict of arrays.
+
+        Raises:
+            RefusedError: names the field.
+        """
+        found = await self.answer(check(parse(encode(request)), self.team.policy))
+        if isinstance(found, RefusedError):
+            raise found
+        return found
 
     async def check_health(self) -> None:
         """Serve's hook: raises if torch's thread does not answer within Serve's timeout."""
