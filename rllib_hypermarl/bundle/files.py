@@ -94,6 +94,11 @@ def check_free(path: Path) -> None:
         raise BundleError(f"{path} exists already and is not empty; choose another name")
 
 
+def is_bundle(path: str | Path) -> bool:
+    """Whether a directory means to be a bundle."""
+    return (Path(path) / SPEC).exists()
+
+
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> TeamPolicy:
     """The team of a bundle, ready to act. Checks everything; nothing in a bundle can run code.
 

@@ -22,6 +22,9 @@ class TeamPolicy(nn.Module):
     Attributes:
         spec: what the bundle says of itself.
         version: a short hash of the bundle's content; says which weights answered.
+
+    Args:
+        net: becomes this object's own, and loses what generates weights.
     """
 
     def __init__(self, spec: BundleSpec, net: TeamNet, version: str):
@@ -31,7 +34,9 @@ class TeamPolicy(nn.Module):
         for head, layers in net.generate().items():
             for depth, layer in enumerate(layers):
                 for name, tensor in zip(("weight", "bias"), layer, strict=True):
-                    self.register_buffer(f"{head}_{depth}_{name}", tensor, persistent=False)
+                    self.register_buffer(f"{head}_{depth}_{name}", tensor.detach())
+        net.sources.clear()  # they have generated what there was to generate
+        net.contexts.clear()
 
     def _weights(self, head: str) -> Weights:
         layers = range(len(self.spec.heads[head].layers))

@@ -10,11 +10,14 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import HyperMARLError, StoppedBySignal
+from ..errors import BundleError, HyperMARLError, StoppedBySignal
+
+if TYPE_CHECKING:
+    from ..bundle import TeamPolicy
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[K=V]...")
@@ -94,6 +97,49 @@ def evaluate(path: Path, episodes: int, seed: int, as_json: bool) -> None:
         report |= {key: results[key] for key in keys}
         algo.stop()
     _print(report, as_json)
+
+
+@app.command()
+@click.argument("path", metavar="RUN_DIR|CHECKPOINT|BUNDLE", type=click.Path(exists=True, path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--kind", type=click.Choice(["frozen", "full"]), default="frozen", show_default=True,
+              help="Plain weights per policy, or all of the team: generators, critics.")  # fmt: skip
+@click.option("--critic", is_flag=True, help="Keep the critics in a frozen bundle, for values.")
+@click.option("--format", "form", type=click.Choice(["native", "onnx", "torch_export"]), default="native",
+              show_default=True, help="A bundle, or programs for other runtimes.")  # fmt: skip
+def export(path: Path, bundle: Path, kind: str, critic: bool, form: str) -> None:
+    """Write what acts, without anything that can run code (opens a run's pickles, which can: only your own)."""
+    from ..bundle import is_bundle, load_policy
+    from ..bundle.files import check_free
+    from ..bundle.programs import export_programs
+
+    try:
+        check_free(bundle)
+    except BundleError as error:
+        raise click.UsageError(str(error)) from error
+    if form == "native" and is_bundle(path):
+        raise click.UsageError(f"{path} is a bundle already; --format onnx or torch_export make programs of it")
+    if form != "native" and (kind == "full" or critic):
+        raise click.UsageError(f"--format {form} holds the actors alone: leave out --kind full and --critic")
+    if form == "native":
+        written = _export_bundle(path, bundle, kind, critic)
+    elif is_bundle(path):
+        written = load_policy(path)
+        export_programs(written, bundle, form)
+    else:
+        with tempfile.TemporaryDirectory() as aside:
+            written = _export_bundle(path, Path(aside) / "bundle")
+        export_programs(written, bundle, form)
+    size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
+    print(f"{bundle}: version {written.version}, {len(written.spec.agents)} agents, {size / 1000:,.0f} kB")
+
+
+def _export_bundle(path: Path, bundle: Path, kind: Any = "frozen", critic: bool = False) -> TeamPolicy:
+    from ..bundle import load_policy
+    from ..rllib.export import export_bundle
+
+    export_bundle(path, bundle, kind, critic)
+    return load_policy(bundle)
 
 
 @app.command()
@@ -219,7 +265,8 @@ def run(arguments: list[str]) -> int:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return status
 
-    for name in ("ray", "ray.rllib.algorithms", "ray.rllib.core", "ray.rllib.utils"):  # notices about RLlib's new stack
+    # Notices about RLlib's new stack.
+    for name in ("ray", "ray._common", "ray.rllib.algorithms", "ray.rllib.core", "ray.rllib.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:

@@ -171,8 +171,8 @@ class HyperMARLConfig(PPOConfig):
                 over twice this, and rises after those under half of it; it begins at `lr`. None: off.
             early_stop_kl: no further epoch over a rollout after one of a greater divergence. None: off.
             sample_ahead: remote env runners sample the next rollout while learners work, with the weights of before.
-            init_from: a run or checkpoint whose networks a new run starts from, policies by name. Its files are
-                pickles, which can run code: only your own.
+            init_from: a run, checkpoint or full bundle whose networks a new run starts from, policies by name. Files of
+                runs and checkpoints are pickles, which can run code: only your own.
             init_like: policy of this run -> policy of `init_from` that it starts as.
             init_heads: what is taken from there, `actor` and `critic` or one of them.
             trainable: `all`, or `contexts`: learned embeddings move, everything else stays.

@@ -9,17 +9,19 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.rl_module.rl_module import RLModule
 
+from ..bundle import is_bundle, load_team
 from ..errors import CheckpointError, ConfigError
 from ..nets import ModelSpec, TeamNet, transfer
 from ..nets.transfer import common_rows, copy_rows
 from . import checkpoints
 from .config import HYPER, MODEL_SPEC
+from .module import HyperModule
 from .policies import Patterns, map_agents
 
 if TYPE_CHECKING:
@@ -32,16 +34,25 @@ _SEED_STRIDE = 1_000_003  # from the seed of a team's parameters to that of a te
 
 
 def load_net(path: str) -> TeamNet:
-    """The networks of a run or checkpoint, without its algorithm. Opens pickles, which can run code.
+    """The networks of a run or checkpoint, without its algorithm (opens pickles, which can run code), or of a bundle.
 
     Raises:
         CheckpointError: there is none, it is damaged, or not one of HyperMARL.
+        BundleError: the bundle is damaged.
     """
-    checkpoint = checkpoints.find(path)
+    return load_team(path) if is_bundle(path) else load_module(checkpoints.find(path)).net
+
+
+def load_module(checkpoint: Path) -> HyperModule:
+    """The team's networks and spaces of a checkpoint, without its algorithm. Opens pickles, which can run code.
+
+    Raises:
+        CheckpointError: it is damaged, or not one of HyperMARL.
+    """
     checkpoints.verify(checkpoint)
     module = checkpoint.absolute() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE / HYPER
     try:
-        return RLModule.from_checkpoint(str(module)).net
+        return HyperModule.from_checkpoint(str(module))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint}: holds no team's networks ({type(error).__name__}: {reason})") from error
