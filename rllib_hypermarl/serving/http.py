@@ -96,15 +96,15 @@ class TeamApp:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         length, parts, received = headers.get(b"content-length", b""), [], 0
-        received = int(length) if length.isdigit() and len(length) < 20 else 0
-        while received <= self._max_body:
+        declared = int(length) if length.isdigit() and len(length) < 20 else 0
+        while max(declared, received) <= self._max_body:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             parts.append(message.get("body", b""))
-            if not message.get("more_body", False):
+            received += len(parts[-1])
+            if not message.get("more_body", False) and received <= self._max_body:
                 return b"".join(parts)
-            received = max(received, sum(map(len, parts)))
         raise RefusedError("body", f"more than {self._max_body} bytes: send fewer environments in one request", 413)
 
 

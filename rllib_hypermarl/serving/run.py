@@ -54,7 +54,7 @@ def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> No
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     requests: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
-        with ray_session(), _serving(settings, host, port, timeout, private) as handle, _put_signals(requests):
+        with ray_session(), _serving(settings, host, port, timeout) as handle, _put_signals(requests):
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
             print(f"serving version {policy.version}, agents {', '.join(policy.spec.agents)}", flush=True)
             print(f"  at {url}/v1/act, see {url}/docs", flush=True)
@@ -71,9 +71,7 @@ def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> No
 
 
 @contextlib.contextmanager
-def _serving(
-    settings: Settings, host: str, port: int, timeout: float, private: bool
-) -> Iterator[serve.DeploymentHandle]:
+def _serving(settings: Settings, host: str, port: int, timeout: float) -> Iterator[serve.DeploymentHandle]:
     http = {"host": host, "port": port, "request_timeout_s": timeout}
     environment = {"runtime_env": {"env_vars": settings.environment()}}
     try:
@@ -84,10 +82,7 @@ def _serving(
             raise RunFailedError(f"Serve did not start the team ({' '.join(str(error).split())[:300]})") from error
         yield handle
     finally:
-        if private:
-            serve.shutdown()
-        else:
-            serve.delete(APP)
+        serve.delete(APP)  # requests that are under way are answered; what else is private goes with its Ray
 
 
 def _reload(handle: serve.DeploymentHandle) -> None:

@@ -138,4 +138,4 @@ def check_finite(array: np.ndarray, single: bool, field: str) -> None:
 
 def encode(answer: dict[str, Any]) -> bytes:
     """JSON of an answer that holds numpy arrays; 32-bit floats are written so that reading them gives the same bits."""
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(answer, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)  # the former for odd strides

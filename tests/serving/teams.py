@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rllib_hypermarl import load_policy, save_bundle
+from rllib_hypermarl import save_bundle
 from rllib_hypermarl.nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
+from rllib_hypermarl.serving.team import ServedTeam, answer
 
 AGENTS = ("scout_0", "scout_1", "carrier", "guard")
 OBS = 6
@@ -18,8 +19,8 @@ KINDS = {
 }
 
 
-def write_bundle(path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="obs", state_dim=None, **options):
-    """A team whose every parameter is random, so that its answers tell it from another."""
+def write_bundle(path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="obs", state_dim=None, critic=True):
+    """An untrained team whose outputs are of the order of one, and tell it from another."""
     actions = KINDS[kind]
     sizes = {"obs": obs, "team": obs * len(agents), "state": state_dim}
     heads = {
@@ -28,16 +29,11 @@ def write_bundle(path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="o
     }
     policies = ("scouts", "carrier", "guard")
     spec = ModelSpec(policies, tuple(min(2, max(0, i - 1)) for i in range(len(agents))), heads, actions=actions)
-    net = TeamNet(spec)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            scale = 1.0 if parameter.dim() < 2 else 2.0 / parameter.shape[-2] ** 0.5
-            parameter.normal_(0, scale, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = TeamNet(spec)
     spaces = {agent: gym.spaces.Box(-np.inf, np.inf, (obs,), np.float32) for agent in agents}
-    save_bundle(
-        net, path, agents=agents, observation_spaces=spaces, state_dim=state_dim, include_critic=True, **options
-    )
+    save_bundle(net, path, agents=agents, observation_spaces=spaces, state_dim=state_dim, include_critic=critic)
     return path
 
 
@@ -45,9 +41,25 @@ def observations(rows, seed=0, agents=AGENTS, obs=OBS):
     """Random observations `[rows, obs]` of each agent; `rows` None: one without an axis."""
     generator = np.random.default_rng(seed)
     shape = (obs,) if rows is None else (rows, obs)
-    return {agent: generator.normal(0, 2, shape).astype(np.float32) for agent in agents}
+    return {agent: generator.normal(0, 1, shape).astype(np.float32) for agent in agents}
 
 
-def local(path, **arguments):
-    """What `load_policy` of the bundle does."""
-    return load_policy(path).act(**arguments)
+class Alone:
+    """Answers each request by itself, in the place of Serve."""
+
+    def __init__(self, bundle):
+        self.team = ServedTeam()
+        self.team.exchange(str(bundle))
+
+    async def answer(self, ask):
+        return answer([ask])[0]
+
+
+def assert_same_actions(found, expected):
+    """Choices exactly, numbers to 1e-6."""
+    assert list(found) == list(expected)
+    for agent, actions in expected.items():
+        given = np.asarray(found[agent])
+        assert given.shape == np.shape(actions)
+        tolerance = 1e-6 if np.asarray(actions).dtype.kind == "f" else 0
+        np.testing.assert_allclose(given, actions, rtol=0, atol=tolerance)
