@@ -24,7 +24,6 @@ from ..rllib.resources import granted_cpus
 from .deployment import Settings, build
 
 APP = "hypermarl"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> None:
@@ -52,15 +51,20 @@ def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> No
         _check_free(host, port)
         settings.num_cpus = min(settings.num_cpus, granted_cpus() / settings.replicas)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
-        with ray_session(), _serving(settings, host, port, timeout) as handle, _put_signals(requests):
+        with (
+            _noted(asked, signal.SIGHUP),
+            ray_session(),
+            _serving(settings, host, port, timeout) as handle,
+            _noted(asked, signal.SIGINT, signal.SIGTERM),  # not before: ray.init puts handlers of its own
+        ):
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
             print(f"serving version {policy.version}, agents {', '.join(policy.spec.agents)}", flush=True)
             print(f"  at {url}/v1/act, see {url}/docs", flush=True)
             for direct in _direct_urls(settings, url):
                 print(f"  at {direct}/v1/act, a replica itself", flush=True)
-            while (signum := requests.get()) == signal.SIGHUP:
+            while (signum := asked.get()) == signal.SIGHUP:
                 _reload(handle)
     finally:
         if private:
@@ -100,9 +104,8 @@ def _reload(handle: serve.DeploymentHandle) -> None:
 
 
 @contextlib.contextmanager
-def _put_signals(requests: queue.SimpleQueue[int]) -> Iterator[None]:
-    """After `ray.init`, which puts handlers of its own."""
-    before = {number: signal.signal(number, lambda signum, _: requests.put(signum)) for number in _SIGNALS}
+def _noted(asked: queue.SimpleQueue[int], *signals: int) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda signum, _: asked.put(signum)) for number in signals}
     try:
         yield
     finally:
