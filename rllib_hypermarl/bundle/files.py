@@ -26,6 +26,7 @@ from .policy import TeamPolicy
 from .spec import SPEC, WEIGHTS, BundleSpec, Observation
 
 _MAX_SPEC = 2**24  # bytes
+_LONGEST = 400  # characters of an error, which may tell of content
 _MAX_HEADER = 2**20  # of the weights' file, beside the numbers
 
 
@@ -55,7 +56,6 @@ def save_bundle(
         BundleError: the path is taken or cannot be written, or the team does not fit what is said of it.
     """
     path = Path(os.path.abspath(path))
-    check_free(path)
     if kind == "frozen":
         heads = [name for name in net.spec.heads if name == "actor" or include_critic]
         net = without_generators(net, heads)
@@ -72,10 +72,10 @@ def save_bundle(
             files={WEIGHTS: hashlib.sha256(weights).hexdigest()},
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"{path}: no bundle can be made of this team ({first['loc']}: {first['msg']})") from error
+        raise BundleError(f"{path}: no bundle can be made of this team ({specs.reason(error)})") from error
     aside = path.with_name(f".{path.name}.unfinished")
     try:
+        check_free(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         (aside / SPEC).write_bytes(specs.dump(spec))
@@ -126,7 +126,8 @@ def _read(path: Path) -> tuple[BundleSpec, TeamNet, str]:
     try:
         found = sorted(os.listdir(path))
         if found != [SPEC, WEIGHTS]:
-            raise BundleError(f"holds {', '.join(found[:5]) or 'nothing'}; expected {SPEC} and {WEIGHTS}, nothing else")
+            held = ", ".join(map(repr, found[:5])) or "nothing"
+            raise BundleError(f"holds {held}; expected {SPEC} and {WEIGHTS}, nothing else")
         spec, checksum = specs.parse(_bytes(path / SPEC, _MAX_SPEC))
         shapes = spec.shapes()
         size = 4 * sum(math.prod(shape) for shape in shapes.values())
@@ -137,7 +138,7 @@ def _read(path: Path) -> tuple[BundleSpec, TeamNet, str]:
         net.load_state_dict(_tensors(data, shapes))
         return spec, net.eval(), checksum
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError(f"{path}: {' '.join(str(error).split())[:_LONGEST]}") from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read as a bundle ({error.strerror})") from error
 
@@ -162,9 +163,10 @@ def _tensors(data: bytes, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]
     if tensors.keys() != shapes.keys():
         odd = sorted(tensors.keys() ^ shapes.keys())
         raise BundleError(f"{WEIGHTS} lacks or has beside what its spec says: {', '.join(odd[:3])}")
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.shape != shapes[name]:
-            is_, says = f"{tensor.dtype} {tuple(tensor.shape)}", f"torch.float32 {tuple(shapes[name])}"
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.dtype != torch.float32 or tensor.shape != shape:
+            is_, says = f"{tensor.dtype} {tuple(tensor.shape)}", f"torch.float32 {tuple(shape)}"
             raise BundleError(f"{WEIGHTS}: {name} is {is_}, its spec says {says}")
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{WEIGHTS}: {name} is not finite")

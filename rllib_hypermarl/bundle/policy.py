@@ -34,7 +34,7 @@ class TeamPolicy(nn.Module):
         for head, layers in net.generate().items():
             for depth, layer in enumerate(layers):
                 for name, tensor in zip(("weight", "bias"), layer, strict=True):
-                    self.register_buffer(f"{head}_{depth}_{name}", tensor.detach())
+                    self.register_buffer(f"{head}_{depth}_{name}", tensor.detach().clone())
         net.sources.clear()  # they have generated what there was to generate
         net.contexts.clear()
 
@@ -50,9 +50,10 @@ class TeamPolicy(nn.Module):
             action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
 
         Raises:
-            ObservationError: an agent has nothing allowed, or actions are continuous and cannot be masked.
+            ObservationError: an agent has nothing allowed.
+            ValueError: actions are continuous and cannot be masked.
         """
-        if action_mask is not None:
+        if action_mask is not None and not self.spec.actions.continuous:
             self._check_mask(action_mask)
         return self.net.policy(obs, self._weights("actor"), action_mask)
 
@@ -168,8 +169,6 @@ class TeamPolicy(nn.Module):
         return x
 
     def _check_mask(self, mask: Tensor) -> None:
-        if self.spec.actions.continuous:
-            raise ObservationError("continuous actions cannot be masked")
         blocked = self.spec.actions.blocked(mask).nonzero()
         if len(blocked):
             agent, row = blocked[0].tolist()
@@ -190,7 +189,7 @@ class AgentPolicy(nn.Module):
         layers: list[nn.Module] = []
         for weight, bias in team._weights("actor")["actor"]:
             weight, bias = (x[policy if len(x) > 1 else 0] for x in (weight, bias))
-            linear = nn.utils.skip_init(nn.Linear, *weight.shape, device=weight.device)
+            linear = nn.utils.skip_init(nn.Linear, *weight.shape, device=weight.device, dtype=weight.dtype)
             linear.weight.data.copy_(weight.T)
             linear.bias.data.copy_(bias)
             layers += [linear, _ACTIVATIONS[head.activation]()]

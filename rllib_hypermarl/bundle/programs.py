@@ -55,7 +55,6 @@ def export_programs(policy: TeamPolicy, path: str | Path, form: Format) -> None:
         BundleError: the path is taken or cannot be written, or a package is missing.
     """
     path = Path(os.path.abspath(path))
-    check_free(path)
     missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise BundleError(f"--format onnx needs the packages {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -63,6 +62,7 @@ def export_programs(policy: TeamPolicy, path: str | Path, form: Format) -> None:
     spec, continuous = policy.spec, policy.spec.actions.continuous
     aside = path.with_name(f".{path.name}.unfinished")
     try:
+        check_free(path)
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "agents").mkdir(parents=True)
         said = {"version": policy.version, **json.loads(spec.model_dump_json(exclude={"files"}))}

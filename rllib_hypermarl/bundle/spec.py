@@ -16,13 +16,16 @@ from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
 SCHEMA_VERSION = 1
+"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
 """Of a bundle, and of the weights that it generates: 1 GiB of single precision."""
 _MAX_AGENTS = 4096
 _MAX_SIZE = 2**20  # of an observation, a layer, an action
+_MAX_SIZES = 1000  # layers and discrete components of actions, all together
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Size = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
 _Bound = float | tuple[float, ...]
 
 
@@ -33,7 +36,7 @@ class _Model(BaseModel):
 class Observation(_Model):
     """What an agent reads: `size` numbers, and the bounds its space declares (one for all, or one each)."""
 
-    size: int
+    size: _Size
     low: _Bound
     high: _Bound
 
@@ -76,7 +79,7 @@ class BundleSpec(_Model):
     agents: tuple[str, ...]
     observations: dict[str, Observation]
     model: ModelSpec
-    state_dim: int | None
+    state_dim: _Size | None
     provenance: dict[str, JsonValue]
     files: dict[Literal["weights.safetensors"], _Sha256]
 
@@ -132,11 +135,11 @@ class BundleSpec(_Model):
     def _check_sizes(self) -> None:
         model = self.model
         sizes = [model.embedding_dim, *model.hypernet_hidden, *model.actions.choices]
-        sizes += [] if self.state_dim is None else [self.state_dim]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]
-        if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > 1000 + _MAX_AGENTS:
-            raise ValueError(f"sizes of layers, observations and actions must be 1 to {_MAX_SIZE}")
+        if not all(1 <= size <= _MAX_SIZE for size in sizes) or len(sizes) > _MAX_SIZES:
+            what = "sizes of layers, observations and actions"
+            raise ValueError(f"{what} must be 1 to {_MAX_SIZE:,}, and at most {_MAX_SIZES:,} of them")
         rows = len(model.policies)
         generated = sum(rows * (i + 1) * o for head in self.heads.values() for i, o, _ in head.layers)
         numbers = sum(math.prod(shape) for shape in self.shapes().values())
@@ -165,7 +168,7 @@ def parse(text: bytes) -> tuple[BundleSpec, str]:
         BundleError: says what is wrong and in which key, without the name of the bundle.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_no_key_twice)
+        data = json.loads(text.decode(), object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:  # not UTF-8 either
         raise BundleError(f"{SPEC} is no JSON ({error})") from error
     if not isinstance(data, dict):
@@ -182,9 +185,14 @@ def parse(text: bytes) -> tuple[BundleSpec, str]:
     try:
         return BundleSpec.model_validate_json(canonical), checksum
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{SPEC}: {f'{key}: ' if key else ''}{first['msg']}") from error
+        raise BundleError(f"{SPEC}: {reason(error)}") from error
+
+
+def reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
 
 
 def _checksum(data: Mapping[str, Any]) -> tuple[str, bytes]:

@@ -100,7 +100,12 @@ class ActionSpec:
             low, high: of continuous actions, the bounds as tensors `[dim]` on the device.
             mask: of discrete actions, `[..., sum(choices)]` bool: True where one is allowed, in every component at
                 least one (see `blocked`). None: all are.
+
+        Raises:
+            ValueError: a mask of continuous actions.
         """
+        if mask is not None and self.continuous:
+            raise ValueError("continuous actions cannot be masked")
         if not self.continuous:
             return Categorical(inputs, mask) if len(self.choices) == 1 else MultiCategorical(inputs, self.choices, mask)
         if self.log_std == "generated":
@@ -252,8 +257,8 @@ class Gaussian:
 
     def to_env(self, actions: Tensor) -> Tensor:
         """Clips or squashes `[..., dim]` into the bounds."""
-        if self.squash:
-            return self.low + (self.high - self.low) * (0.5 * (torch.tanh(actions) + 1))
+        if self.squash:  # what is squashed can end a rounding error outside
+            actions = self.low + (self.high - self.low) * (0.5 * (torch.tanh(actions) + 1))
         return torch.minimum(torch.maximum(actions, self.low), self.high)
 
     def _log_slope(self, actions: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ class ModelSpec:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.actions is not None and "actor" not in self.heads:
+            raise ValueError(f"a spec with actions needs a head 'actor', and has {', '.join(self.heads) or 'none'}")
         if self.actions is not None and self.heads["actor"].out_dim != self.actions.head_dim:
             raise ValueError(f"heads['actor'].out_dim is {self.heads['actor'].out_dim}, not {self.actions.head_dim}")
         if set(self.agent_policies) != set(range(len(self.policies))):

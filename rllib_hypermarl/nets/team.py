@@ -51,10 +51,13 @@ class AgentGroups(nn.Module):
 
     def __init__(self, agent_policies: tuple[int, ...], num_policies: int):
         super().__init__()
-        members = [[a for a, p in enumerate(agent_policies) if p == policy] for policy in range(num_policies)]
+        members: list[list[int]] = [[] for _ in range(num_policies)]
+        for agent, policy in enumerate(agent_policies):
+            members[policy].append(agent)
         self.size = max(len(group) for group in members)
         slots = [group + [0] * (self.size - len(group)) for group in members]
-        home = [p * self.size + members[p].index(a) for a, p in enumerate(agent_policies)]
+        places = {agent: p * self.size + i for p, group in enumerate(members) for i, agent in enumerate(group)}
+        home = [places[agent] for agent in range(len(agent_policies))]
         order = [agent for group in slots for agent in group]
         self.register_buffer("slots", torch.tensor(order), persistent=False)
         self.register_buffer("policy_of", torch.tensor(agent_policies), persistent=False)
@@ -179,7 +182,7 @@ class TeamNet(nn.Module):
         spec, inputs = self.spec.actions, self.action_inputs(obs, weights)
         if not spec.continuous:
             return spec.distribution(inputs, mask=action_mask)
-        return spec.distribution(inputs, self.agent_log_std(), self.action_low, self.action_high)
+        return spec.distribution(inputs, self.agent_log_std(), self.action_low, self.action_high, action_mask)
 
     def agent_log_std(self) -> Tensor | None:
         """The agents' log standard deviations, `[1, dim]` or `[N, 1, dim]`; None where the actor puts them out."""

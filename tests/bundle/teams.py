@@ -63,12 +63,12 @@ def trained(spec, seed=0):
     return net
 
 
-def save(net, path, **options):
+def save(net, path, agents=None, **options):
     space = gym.spaces.Box(np.full(OBS, -2, np.float32), np.array([*range(1, OBS), np.inf], np.float32))
     critic = net.spec.heads.get("critic")
     state_dim = critic.in_dim if critic and critic.reads == "state" else None
     options = {"provenance": {"env_steps": 3}, **options}
-    agents = agents_of(net.spec)
+    agents = agents or agents_of(net.spec)
     save_bundle(
         net, path, agents=agents, observation_spaces=dict.fromkeys(agents, space), state_dim=state_dim, **options
     )

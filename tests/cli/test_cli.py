@@ -104,7 +104,8 @@ def test_help_is_instant_and_needs_no_ray():
         assert "Usage: " in done.stdout
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env=environment(), timeout=60)
     assert (done.returncode, done.stderr) == (2, "")
-    assert all(name in done.stdout for name in ("train", "resume", "evaluate", "inspect", "envs", "bench", "report"))
+    names = ("train", "resume", "evaluate", "export", "inspect", "envs", "bench", "report")
+    assert all(name in done.stdout for name in names)
 
 
 # ------------------------------------------------------------------------------------------- what needs no training
