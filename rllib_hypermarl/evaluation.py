@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from .env import BatchedEnv
 from .episodes import Episodes
@@ -32,6 +35,19 @@ def evaluate(
     generator = torch.Generator(device=env.device)
     generator.manual_seed(seed if seed is not None else torch.seed())
     weights = net.generate("actor")
+
+    def act(obs: Tensor) -> Tensor:
+        dist = net.policy(obs, weights)
+        return dist.to_env(dist.sample(generator) if explore else dist.mode())
+
+    return play(act, env, num_episodes, seed=seed, name=name)
+
+
+@torch.no_grad()
+def play(
+    act: Callable[[Tensor], Tensor], env: BatchedEnv, num_episodes: int, *, seed: int | None, name: str = "env"
+) -> Episodes:
+    """As `evaluate`, with anything that acts: `act` turns observations `[N, E, obs]` into actions `[N, E, ...]`."""
     quota = torch.full((env.num_envs,), num_episodes // env.num_envs, device=env.device)
     quota[: num_episodes % env.num_envs] += 1
     step = env.reset(seed)
@@ -40,9 +56,7 @@ def evaluate(
     returns, lengths = [], []
     limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
     for _ in range(limit):
-        dist = net.policy(step.obs.transpose(0, 1), weights)
-        actions = dist.to_env(dist.sample(generator) if explore else dist.mode())
-        step = env.step(actions.transpose(0, 1))
+        step = env.step(act(step.obs.transpose(0, 1)).transpose(0, 1))
         running, length = running + step.reward, length + 1
         done = step.terminated | step.truncated
         counted = done & (quota > 0)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bundle import TeamPolicy, load_policy
+from ..bundle import BundleSpec, TeamPolicy, load_policy
 from ..errors import ConfigError, HyperMARLError
 from .schemas import MAX_NUMBERS, ActRequest, RefusedError, as_rows, check_finite
 
@@ -260,8 +260,16 @@ class ServedTeam:
             "actions": dataclasses.asdict(spec.actions),
             "critic_reads": _critic_reads(self.policy),
             "state_size": spec.state_dim,
-            "provenance": spec.provenance,
+            "provenance": _provenance(spec),
         }
+
+
+def _provenance(spec: BundleSpec) -> dict[str, Any]:
+    """What is everybody's business of it: a run's config holds paths."""
+    found = {key: spec.provenance.get(key) for key in ("checkpoint", "env_steps", "evaluation", "versions")}
+    config = spec.provenance.get("config")
+    config = config if isinstance(config, dict) else {}
+    return found | {key: config.get(key) for key in ("env", "env_config")}
 
 
 def _check_same_team(old: TeamPolicy, new: TeamPolicy) -> None:

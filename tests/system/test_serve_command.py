@@ -37,11 +37,11 @@ class Server:
 
     def ready(self):
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz").status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200
         return False
 
     def metadata(self):
-        return httpx.get(f"{self.url}/metadata").json()
+        return httpx.get(f"{self.url}/metadata", timeout=60).json()
 
     def replicas(self):
         """Process ids."""
