@@ -210,7 +210,9 @@ def serve(bundle: Path, host: str, port: int, timeout: float, **options: Any) ->
 
 
 @app.command()
-@click.argument("what", type=click.Choice(["throughput", "scaling", "actors", "stock_examples"]), default="throughput")
+@click.argument(
+    "what", type=click.Choice(["throughput", "scaling", "serving", "actors", "stock_examples"]), default="throughput"
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")
 @_JSON
 def bench(what: str, rounds: int, as_json: bool) -> None:
