@@ -36,7 +36,7 @@ def test_the_page_leads_from_a_run_to_an_update_and_back(tmp_path):
     )  # fmt: skip
     first, second = (load_policy(tmp_path / f"bundles/dispersion-{i}").version for i in (1, 2))
     assert first != second
-    found = re.findall(r"^serving version (\w+)", done.stdout, flags=re.MULTILINE)
+    found = re.findall(r"serving version (\w+)", done.stdout)
     assert found == [first, second, first], done.stdout + done.stderr
     assert f'"versions": [\n  "{first}"\n ]' in done.stdout  # of who played
     assert f'{{"version":"{second}"' in done.stdout  # of /metadata after the update
