@@ -200,7 +200,7 @@ def serve(bundle: Path, host: str, port: int, timeout: float, **options: Any) ->
     from pydantic import ValidationError
 
     from ..serving.deployment import Settings
-    from ..serving.run import serve_bundle
+    from .serving import serve_bundle
 
     try:
         settings = Settings(bundle=str(bundle.absolute()), direct_port=port + 1, **options)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import HyperMARLError
 
-MAX_NUMBERS = 2**24
-"""That the team's observations in one forward may hold, agents included that are not asked."""
+MAX_NUMBERS = 2**22
+"""That the observations of one request may hold, counting agents that are not asked, too: they act on zeros."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Rows = list[Number] | list[list[Number]]

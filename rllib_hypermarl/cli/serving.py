@@ -1,4 +1,4 @@
-"""The command `serve`: one team on this machine, until a signal ends it."""
+"""`serve`: one team on this machine, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ray import serve
 from ray.exceptions import RayError
 
 from ..bundle import load_policy
-from ..cli.ray_session import ray_session
 from ..errors import ConfigError, RunFailedError, StoppedBySignal
 from ..rllib.resources import granted_cpus
-from .deployment import Settings, build
+from ..serving.deployment import Settings, build
+from .ray_session import ray_session
 
 APP = "hypermarl"
 
