@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from .env import BatchedEnv
+import torch
+from torch import Tensor
+
+from .env import BatchedEnv, Step
 from .episodes import Episodes
 from .errors import EnvError
 from .nets import TeamNet
@@ -32,6 +35,19 @@ def evaluate(
     generator = torch.Generator(device=env.device)
     generator.manual_seed(seed if seed is not None else torch.seed())
     weights = net.generate("actor")
+
+    def act(step: Step) -> Tensor:
+        dist = net.policy(step.observed(), weights, step.allowed())
+        return dist.to_env(dist.sample(generator) if explore else dist.mode())
+
+    return play(act, env, num_episodes, seed=seed, name=name)
+
+
+@torch.no_grad()
+def play(
+    act: Callable[[Step], Tensor], env: BatchedEnv, num_episodes: int, *, seed: int | None, name: str = "env"
+) -> Episodes:
+    """As `evaluate`, with anything that acts: `act` turns a step of the env into actions `[N, E, ...]`."""
     quota = torch.full((env.num_envs,), num_episodes // env.num_envs, device=env.device)
     quota[: num_episodes % env.num_envs] += 1
     step = env.reset(seed)
@@ -40,9 +56,7 @@ def evaluate(
     returns, lengths = [], []
     limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
     for _ in range(limit):
-        before, dist = step, net.policy(step.observed(), weights, step.allowed())
-        actions = dist.to_env(dist.sample(generator) if explore else dist.mode())
-        step = env.step(actions.transpose(0, 1))
+        before, step = step, env.step(act(step).transpose(0, 1))
         reward = step.reward if before.alive is None else step.reward.masked_fill(~before.alive, 0.0)
         running, length = running + reward, length + 1
         done = step.terminated | step.truncated

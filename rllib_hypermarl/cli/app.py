@@ -200,9 +200,39 @@ def envs(name: str | None, as_json: bool) -> None:
 
 
 @app.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 63_000), default=8000, show_default=True)
+@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--ingress",
+    type=click.Choice(["proxy", "direct"]),
+    default="proxy",
+    show_default=True,
+    help="direct: replicas also listen themselves, on the ports after --port; faster on one machine.",
+)
+@click.option("--token-file", help="File with the bearer token that requests need.")
+@click.option("--token-env", help="Environment variable with that token.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds per request.")
+def serve(bundle: Path, host: str, port: int, timeout: float, **options: Any) -> None:
+    """Answer action requests for a bundle's team over HTTP, until a signal. SIGHUP reads the bundle again."""
+    from pydantic import ValidationError
+
+    from ..serving.deployment import Settings
+    from .serving import serve_bundle
+
+    try:
+        settings = Settings(bundle=str(bundle.absolute()), direct_port=port + 1, **options)
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"]) from error
+    serve_bundle(settings, host, port, timeout)
+
+
+@app.command()
 @click.argument(
     "what",
-    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "stock_examples"]),
+    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "serving", "stock_examples"]),
     default="throughput",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")

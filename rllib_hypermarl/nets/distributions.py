@@ -7,6 +7,7 @@ turns it into what the environment takes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -180,6 +181,12 @@ class Categorical:
             self.log_probs = torch.log_softmax(logits.masked_fill(~mask, -math.inf), dim=-1)
             self.log_probs = self.log_probs.masked_fill(~mask, FORBIDDEN)
 
+    def rows(self, span: slice) -> Categorical:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.log_probs = self.log_probs[:, span]
+        return part
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[...]` int64."""
         # The smallest of independent exponentials with rates p is action a with probability p_a.
@@ -216,6 +223,12 @@ class MultiCategorical:
         masks = [None] * len(choices) if mask is None else mask.split(choices, dim=-1)
         parts = zip(logits.split(choices, dim=-1), masks, strict=True)
         self.parts = [Categorical(part, allowed) for part, allowed in parts]
+
+    def rows(self, span: slice) -> MultiCategorical:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.parts = [component.rows(span) for component in self.parts]
+        return part
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., K]` int64."""
@@ -256,6 +269,12 @@ class Gaussian:
     ):
         self.mean, self.log_std, self.squash = mean, log_std.expand_as(mean), squash
         self.low, self.high, self.used = low, high, used
+
+    def rows(self, span: slice) -> Gaussian:
+        """That of some rows of the second axis, such as one of several requests that were answered together."""
+        part = copy.copy(self)
+        part.mean, part.log_std = self.mean[:, span], self.log_std[:, span]
+        return part
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns `[..., dim]`, before clipping or squashing."""

@@ -1,5 +1,6 @@
 """The manifests are what KubeRay's schemas and Ray's cluster launcher take, ask for a token and hold none."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from rllib_hypermarl.serving import Settings, build
+from rllib_hypermarl.serving.deployment import Team
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -49,7 +54,7 @@ def load(name):
     """The claim and the Ray resource of a manifest, the cluster in it, its pods and their containers."""
     claim, ray = documents(name)
     spec = ray["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
+    cluster = spec.get("rayClusterSpec", spec.get("rayClusterConfig", spec))
     groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
     pods = [group["template"]["spec"] for group in groups]
     pods += [spec["submitterPodTemplate"]["spec"]] if "submitterPodTemplate" in spec else []
@@ -117,7 +122,8 @@ def test_results_go_to_the_claim_that_the_manifest_makes(name):
     for pod in mounted:
         (volume,), (container,) = pod["volumes"], pod["containers"]
         assert volume["persistentVolumeClaim"]["claimName"] == manifest.claim["metadata"]["name"]
-        assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/runs"}]
+        (mount,) = container["volumeMounts"]
+        assert (mount["name"], mount["mountPath"]) == (volume["name"], "/runs")
 
 
 def test_the_job_is_a_command_that_resumes_and_has_time_to_save():
@@ -145,6 +151,35 @@ def test_ray_s_launcher_refuses_a_mistake():
     config["docker"]["imagee"] = "x"
     with pytest.raises(Exception, match="imagee"):
         validate_config(prepare_config(config))
+
+
+def serve_configs():
+    """Those of `serve deploy` and of KubeRay."""
+    (ours,) = documents("serve.yaml")
+    return {"serve.yaml": ours, "rayservice.yaml": yaml.safe_load(load("rayservice.yaml").ray["spec"]["serveConfigV2"])}
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "rayservice.yaml"])
+def test_serve_takes_the_applications_and_an_open_address_has_a_token(name):
+    config = ServeDeploySchema.model_validate(serve_configs()[name])
+    prefixes = [app.route_prefix for app in config.applications]
+    assert len(set(prefixes)) == len(prefixes) == len({app.name for app in config.applications})
+    for app in config.applications:
+        module, _, attribute = app.import_path.partition(":")
+        assert getattr(importlib.import_module(module), attribute) is build
+        settings = Settings(**app.args)
+        assert config.http_options.host == "127.0.0.1" or settings.token_env
+        (deployment,) = app.deployments
+        assert deployment.name == Team.name
+        assert set(deployment.user_config) == {"bundle"}
+
+
+def test_pods_have_the_variable_of_the_token_from_a_secret():
+    (app,) = serve_configs()["rayservice.yaml"]["applications"]
+    for container in load("rayservice.yaml").containers:
+        (variable,) = container["env"]
+        assert variable["name"] == app["args"]["token_env"]
+        assert set(variable) == {"name", "valueFrom"} and set(variable["valueFrom"]) == {"secretKeyRef"}
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.yaml")), ids=lambda path: path.name)
