@@ -171,25 +171,26 @@ def bench(what: str, rounds: int, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("runs", nargs=-1, required=True, metavar="DIR...")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
-def report(runs: tuple[str, ...], out: Path | None) -> None:
-    """Draw the learning curves of runs into curves.png, with their numbers in curves.json."""
-    from ..report.curves import plot_curves, read_curve
+@click.option("--threshold", type=float, help="A greedy return: say when it was first reached.")
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write down there what is read of the runs: small, and a report on it is this report.",
+)
+def report(directories: tuple[str, ...], out: Path | None, threshold: float | None, store: Path | None) -> None:
+    """Aggregate runs over their seeds: page, figures and numbers. DIR: a run, a sweep, or a directory of them."""
+    from ..report.write import write_report
     from ..storage import is_uri
 
-    paths = [_stored(run).path for run in runs]
-    if out is None and is_uri(runs[0]):
-        raise click.UsageError("--out: give a directory for the figures, runs are at a URI")
-    out = out or paths[0]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        curves = [read_curve(path) for path in paths]
-    except FileNotFoundError as error:
-        raise click.UsageError(str(error)) from error
-    (out / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
-    plot_curves(curves, out / "curves.png")
-    print(f"{out / 'curves.png'}, {out / 'curves.json'}")
+    found = [(called, _stored(called).path) for called in directories]
+    if out is None and is_uri(directories[0]):
+        raise click.UsageError("--out: give a directory for the report, runs are at a URI")
+    written, left_out = write_report(found, out or found[0][1], threshold=threshold, store=store)
+    for entry in left_out:
+        print(f"left out: {entry['run']} {entry['why']}", file=sys.stderr)
+    print(", ".join(str(path) for path in written))
 
 
 # ------------------------------------------------------------------------------------------------------------- printing

@@ -70,15 +70,8 @@ class RunDir:
                 self._events.add_scalar(f"ray/tune/{key}", value, result["training_iteration"])
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows of `result.json`; a last line that was cut by a kill is left out."""
-        path = self.path / RESULTS
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """All rows of `result.json`."""
+        return read_rows(self.path)
 
     def close(self) -> None:
         self._events.close()
@@ -98,6 +91,18 @@ class RunDir:
             writer.writeheader()
             writer.writerows(flat)
         os.replace(aside, self.path / "progress.csv")
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """All rows of a run's `result.json`, without touching it; a last line that was cut by a kill is left out."""
+    path = run_dir / RESULTS
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def check_same_run(path: Path, config: HyperMARLConfig) -> bool:
