@@ -91,14 +91,23 @@ def resume(run_dir: str, stop_env_steps: int | None) -> None:
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
 @_JSON
-def evaluate(path: str, episodes: int, seed: int, as_json: bool) -> None:
+@click.option("--video", type=click.Path(path_type=Path), help="Also film up to three episodes: a .gif or .mp4.")
+@click.option("--beside", multiple=True, metavar="RUN_DIR|CHECKPOINT", help="Film this one's episodes at its side.")
+def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | None, beside: tuple[str, ...]) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
     from ..evaluation import evaluate as play
     from ..rllib import checkpoints
     from .ray_session import ray_session
 
+    if beside and video is None:
+        raise click.UsageError("--beside: give the film's name with --video")
+    if video is not None:
+        from ..report.video import check_video, film_teams
+
+        check_video(video)
     stored = _stored(path)
     checkpoint = checkpoints.find(stored.path)
+    others = [checkpoints.find(_stored(other).path) for other in beside]
     with ray_session():
         algo = checkpoints.load(checkpoint)
         runner = algo.env_runner
@@ -112,6 +121,12 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool) -> None:
             "seed": seed,
         }
         report |= {key: results[key] for key in keys}
+        if video is not None:
+            algos = [algo, *map(checkpoints.load, others)]
+            film_teams(algos, video, episodes=min(episodes, 3), seed=seed)
+            report["video"] = str(video)
+            for other in algos[1:]:
+                other.stop()
         algo.stop()
     _print(report, as_json)
 

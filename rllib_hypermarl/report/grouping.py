@@ -63,21 +63,21 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Task], list[dict[str, str]]]:
         groups = tasks.setdefault(_identity(task), {})
         groups.setdefault(_identity(kept), []).append(run)
     made = []
-    task_labels = _labels([next(iter(groups.values()))[0].config for groups in tasks.values()], only_task=True)
+    task_labels = labels([next(iter(groups.values()))[0].config for groups in tasks.values()], only_task=True)
     for groups, (task_label, _) in zip(tasks.values(), task_labels, strict=True):
         chosen = []
         for members in groups.values():
             members, others = _independent(members)
             chosen.append(members)
             left_out += others
-        labels = _labels([members[0].config for members in chosen])
+        named = labels([members[0].config for members in chosen])
         first = chosen[0][0].config
         made.append(
             Task(
                 f"{first['env']} {task_label}".strip(),
                 first["env"],
                 {key.partition(".")[2]: value for key, value in first.items() if key.startswith("env_config.")},
-                [Group(label, config, members) for (label, config), members in zip(labels, chosen, strict=True)],
+                [Group(label, config, members) for (label, config), members in zip(named, chosen, strict=True)],
             )
         )
     return made, left_out
@@ -104,13 +104,13 @@ def _independent(runs: list[Run]) -> tuple[list[Run], list[dict[str, str]]]:
     return sorted(kept, key=lambda run: (run.seed is None, run.seed or 0, run.name)), left_out
 
 
-def _labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> list[tuple[str, dict[str, Any]]]:
+def labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """Per config, a label of the keys in which the configs differ, and those keys with its values.
 
     Args:
         only_task: label by the keys of the env_config alone, among configs of one env.
     """
-    labels = []
+    found = []
     for config in configs:
         others = [other for other in configs if other["env"] == config["env"]]
         keys = dict.fromkeys(key for other in others for key in other if not key.startswith(_ALIKE))
@@ -124,8 +124,8 @@ def _labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> li
         short = [key.rpartition(".")[2] for key in differing]
         names = [name if short.count(name) == 1 else key for name, key in zip(short, differing, strict=True)]
         text = " ".join(f"{name}={_text(config.get(key))}" for name, key in zip(names, differing, strict=True))
-        labels.append((text, {key: config.get(key) for key in differing}))
-    return labels
+        found.append((text, {key: config.get(key) for key in differing}))
+    return found
 
 
 def _is_task(key: str) -> bool:

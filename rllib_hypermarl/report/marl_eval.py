@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .grouping import Group, Task
-from .statistics import at, plain, shared_grid
+from .statistics import plain, shared_grid
 from .store import GREEDY, Run
 
 _METRIC = "return"  # one word: its reader parts names at underscores
@@ -67,7 +67,7 @@ def _environment(env: str, chosen: dict[str, dict[str, list[Run]]]) -> dict[str,
 
 def _steps(run: Run, grid: np.ndarray, by_hand: bool) -> dict[str, Any]:
     series = run.series(GREEDY)
-    values = at(grid, series.env_steps, series.values)
+    values = np.interp(grid, series.env_steps, series.values)
     steps = {
         f"step_{i}": {"step_count": int(x), _METRIC: [plain(value)]}
         for i, (x, value) in enumerate(zip(grid, values, strict=True))

@@ -75,13 +75,13 @@ def estimate(values: Sequence[float | None]) -> dict[str, Any] | None:
 def curve(series: Sequence[Series], over: str) -> dict[str, list[float | None]] | None:
     """A metric over `env_steps` or `seconds`, aggregated over runs: `x`, `iqm`, `low`, `high`; None without values.
 
-    Between two of its values, a run has the earlier one. The curve covers what all runs do.
+    Between two of its values, a run is on the line that joins them. The curve covers what all runs do.
     """
     known = [(getattr(one, over), one.values) for one in series if len(one.values)]
     if not known:
         return None
     grid = shared_grid([x for x, _ in known])
-    point, low, high = intervals(np.stack([at(grid, x, values) for x, values in known]))
+    point, low, high = intervals(np.stack([np.interp(grid, x, values) for x, values in known]))
     columns = {"x": grid, "iqm": point, "low": low, "high": high}
     return {name: [plain(value) for value in column] for name, column in columns.items()}
 
@@ -94,11 +94,6 @@ def shared_grid(axes: Sequence[np.ndarray]) -> np.ndarray:
         return first
     start, end = max(axis[0] for axis in axes), min(axis[-1] for axis in axes)
     return np.linspace(min(start, end), end, _POINTS)
-
-
-def at(grid: np.ndarray, x: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The newest of `values`, which are at the increasing `x`, at each point of the grid; before them, the first."""
-    return values[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)]
 
 
 def to_threshold(series: Sequence[Series], threshold: float) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ def read_run(name: str, path: Path) -> Run:
         raise ReportError(f"has no results: {RESULTS} is missing or empty{failed}")
     if any(key not in row for row in rows for key in (ENV_STEPS, SECONDS)):
         raise ReportError(f"{RESULTS} is not a run's: a row has no {ENV_STEPS} or {SECONDS}")
-    return Run(name, path, _dotted(groups), rows, _read_evaluation(path))
+    return Run(name, path, dotted(groups), rows, _read_evaluation(path))
 
 
 def _read_evaluation(path: Path) -> float | None:
@@ -212,11 +212,12 @@ def _nested(row: Mapping[str, float]) -> dict[str, Any]:
     return groups
 
 
-def _dotted(groups: Mapping[str, Any]) -> dict[str, Any]:
-    dotted = {}
+def dotted(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's nested groups as `group.key`."""
+    flat: dict[str, Any] = {}
     for group, content in groups.items():
         if isinstance(content, Mapping) and group != "policies":
-            dotted |= {f"{group}.{key}": value for key, value in content.items()}
+            flat |= {f"{group}.{key}": value for key, value in content.items()}
         else:
-            dotted[group] = content
-    return dotted
+            flat[group] = content
+    return flat

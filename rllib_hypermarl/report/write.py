@@ -55,7 +55,10 @@ def write_report(
 
 
 def _json(data: object) -> bytes:
-    return (json.dumps(data, indent=1) + "\n").encode()
+    """Lists of plain values are on one line each."""
+    text = json.dumps(data, indent=1)
+    on_one_line = re.sub(r"\[\n *([^][{}]*)\n *\]", lambda found: "[" + re.sub(r"\n *", " ", found[1]) + "]", text)
+    return (on_one_line + "\n").encode()
 
 
 def _slug(name: str) -> str:
