@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -55,18 +56,14 @@ def check_video(path: Path) -> None:
     """Whether a video can be written there, before anything is played.
 
     Raises:
-        ReportError: it has another format, or ffmpeg is missing.
+        ReportError: it has another format, ffmpeg is missing, or its directory.
     """
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ReportError(f"--video {path}: expected a name that ends in .gif or .mp4")
     if path.suffix.lower() == ".mp4" and _ffmpeg() is None:
         raise ReportError(f"--video {path}: needs ffmpeg (pip install imageio-ffmpeg), or a name that ends in .gif")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise ReportError(f"--video {path}: cannot be written ({error.strerror})") from error
-    path.unlink()
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ReportError(f"--video {path}: cannot be written; its directory must be there")
 
 
 def film_teams(algos: Sequence[HyperMARL], path: Path, *, episodes: int, seed: int) -> None:
@@ -109,7 +106,7 @@ def write_video(films: Sequence[Film], path: Path, *, fps: int = 10) -> None:
     figure = Figure(figsize=(4.2 * len(films), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(films), squeeze=False)[0]
-    limits = [_limits(one) for one in films]
+    limits = [_limits([other for other in films if other.agents == one.agents]) for one in films]  # to one scale
     with _writer(path, fps) as writer, writer.saving(figure, str(path), dpi=100):
         for number, played in enumerate(zip(*(one.episodes for one in films), strict=True), start=1):
             for step in range(max(len(episode.pictures) for episode in played) + _HOLD):
@@ -155,9 +152,9 @@ def _shape(mark: Mark, least: float, **look: Any) -> patches.Patch:
     return patches.Rectangle(corner, length, width, angle=math.degrees(mark.angle), rotation_point="center", **look)
 
 
-def _limits(shown: Film) -> tuple[float, float, float, float]:
+def _limits(films: Sequence[Film]) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of all that is ever seen, and some air."""
-    marks = [mark for episode in shown.episodes for picture in episode.pictures for mark in picture]
+    marks = [mark for one in films for episode in one.episodes for picture in episode.pictures for mark in picture]
     reach = [max(mark.radius, *(side / 2 for side in mark.box or (0.0,))) for mark in marks]
     left, right = (f(m.x + s * r for m, r in zip(marks, reach, strict=True)) for f, s in ((min, -1), (max, 1)))
     bottom, top = (f(m.y + s * r for m, r in zip(marks, reach, strict=True)) for f, s in ((min, -1), (max, 1)))

@@ -123,7 +123,7 @@ def test_wrapped_envs_are_filmed_and_all_that_is_seen_fits(particles):
     net, env = team("bps/1", groups=[1, 2], max_steps=6)
     wrapped = Wrapper(env)
     assert film(net, wrapped, 2, seed=3, title="untrained") == particles
-    left, right, bottom, top = _limits(particles)
+    left, right, bottom, top = _limits([particles])
     marks = [mark for episode in particles.episodes for picture in episode.pictures for mark in picture]
     assert all(left < m.x - m.radius < m.x + m.radius < right for m in marks)
     assert all(bottom < m.y - m.radius < m.y + m.radius < top for m in marks)
@@ -155,6 +155,7 @@ def test_what_cannot_be_filmed_is_said(tmp_path):
         film(net, env, 1, seed=0, title="")
     with pytest.raises(ReportError, match=r"ends in .gif or .mp4"):
         check_video(tmp_path / "film.avi")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match="cannot be written"):
-        check_video(tmp_path / "file" / "film.gif")
+    for path in (tmp_path / "none" / "film.gif", tmp_path / "directory.gif"):
+        (tmp_path / "directory.gif").mkdir(exist_ok=True)
+        with pytest.raises(ReportError, match="cannot be written"):
+            check_video(path)
