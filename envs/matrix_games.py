@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..env import BatchedEnv, Step
+from ..env import BatchedEnv, Mark, Step
 
 REQUIRES = None
 
@@ -41,6 +41,7 @@ class MatrixGame(BatchedEnv):
         self.observation_spaces = {a: gym.spaces.Box(-1.0, 1.0, (n_agents**2,), np.float32) for a in self.agents}
         self.action_spaces = {a: gym.spaces.Discrete(n_agents) for a in self.agents}
         self._t = 0
+        self._actions: Tensor | None = None  # the last ones; None before the first
 
     @staticmethod
     @abstractmethod
@@ -48,13 +49,15 @@ class MatrixGame(BatchedEnv):
         """Reward of an agent when k of the n agents, itself among them, chose its action."""
 
     def reset(self, seed: int | None = None) -> Step:
-        self._t = 0
+        self._t, self._actions = 0, None
+        self.show()
         obs = self._first_obs()
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return Step(obs, torch.zeros(obs.shape[:2], device=self.device), never, never, obs)
 
     def step(self, actions: Tensor) -> Step:
-        n = len(self.agents)
+        n, self._actions = len(self.agents), actions
+        self.show()
         joint = one_hot(actions.long(), n)  # [E, N, n]
         reward = self.payoff(joint.sum(dim=1).gather(1, actions.long()), n)
         final_obs = self._for_every_agent(joint.flatten(1).float())
@@ -68,6 +71,13 @@ class MatrixGame(BatchedEnv):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._t = state["t"]
+
+    def picture(self) -> list[Mark]:
+        """A row for each agent, a column for each action; before the first action, agents stand beside the columns."""
+        n = len(self.agents)
+        columns = [Mark(f"action {k}", k, (1 - n) / 2, box=(0.8, n)) for k in range(n)]
+        taken = [-1] * n if self._actions is None else self._actions[0].tolist()
+        return columns + [Mark(agent, taken[i], -i, radius=0.3) for i, agent in enumerate(self.agents)]
 
     def _first_obs(self) -> Tensor:
         return self._for_every_agent(torch.full((self.num_envs, len(self.agents) ** 2), -1.0, device=self.device))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..env import BatchedEnv, Step
+from ..env import BatchedEnv, Mark, Step
 
 REQUIRES = None
 
@@ -80,6 +80,7 @@ class ParticleSpread(BatchedEnv):
         if seed is not None:
             self._generator.manual_seed(seed)
         self._begin()
+        self.show()
         obs = self._observe()
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return Step(obs, torch.zeros(obs.shape[:2], device=self.device), never, never, obs)
@@ -88,6 +89,7 @@ class ParticleSpread(BatchedEnv):
         self._velocity = self._velocity * (1 - _DAMPING) + self._acceleration[actions.T.long()]
         self._position = self._position + self._velocity * _DT
         self._t += 1
+        self.show()
         distance = (self._position - self._landmarks[self._group_of]).norm(dim=-1)  # [N, E]
         obs = final_obs = self._observe()
         ended = torch.full((self.num_envs,), self._t == self.max_episode_steps, device=self.device)
@@ -107,6 +109,16 @@ class ParticleSpread(BatchedEnv):
         self._velocity, self._position, self._landmarks = (
             state[name].to(self.device) for name in ("velocity", "position", "landmarks")
         )
+
+    def picture(self) -> list[Mark]:
+        """Agents and landmarks in their group's colour."""
+        landmarks, positions = self._landmarks[:, 0].tolist(), self._position[:, 0].tolist()
+        marks = [Mark(f"landmark{g}", x, y, radius=0.15, family=g) for g, (x, y) in enumerate(landmarks)]
+        groups = self._group_of.tolist()
+        return marks + [
+            Mark(agent, x, y, radius=0.08, family=g)
+            for agent, g, (x, y) in zip(self.agents, groups, positions, strict=True)
+        ]
 
     def _begin(self) -> None:
         """Starts a new episode in every env. Nothing writes into these tensors: a state may hold them as they are."""

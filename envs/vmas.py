@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..env import BatchedEnv, Step
+from ..env import BatchedEnv, Mark, Step
 from .vmas_pool import ResetPool
 
 REQUIRES = "vmas"
@@ -181,6 +181,7 @@ class VmasEnv(BatchedEnv):
             if self._pool is not None:
                 self._pool.clear()
         obs = self._reset_all()
+        self.show()
         reward = torch.zeros(self.num_envs, len(self.agents), device=self.device)
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return Step(obs, reward, never, never, obs)
@@ -190,12 +191,23 @@ class VmasEnv(BatchedEnv):
         if self._widths is not None:
             actions = [action[:, :width] for action, width in zip(actions, self._widths, strict=True)]
         obs, reward, terminated, truncated, _ = self._stream.step(self._env, actions)
+        self.show()
         obs = final_obs = self._stacked(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
         ended = terminated | truncated
         if ended.any():
             obs = self._restart(ended, obs)
         return Step(obs, reward, terminated, truncated, final_obs)
+
+    def picture(self) -> list[Mark]:
+        """The world's entities; what VMAS gives the colour of an agent, its goal say, has that agent's colour."""
+        world = self._env.world
+        colours = [_rgb(agent) for agent in world.agents]
+        own = len(set(colours)) > 1  # VMAS's default is one colour for all agents
+        return [
+            _mark(entity, colours.index(_rgb(entity)) if own and _rgb(entity) in colours else None)
+            for entity in [*world.landmarks, *world.agents]
+        ]
 
     def _reset_all(self) -> Tensor:
         with self._stream:
@@ -226,6 +238,19 @@ class VmasEnv(BatchedEnv):
         wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
         (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
         return obs.index_copy(1, rows, self._stacked(fresh)[:, rows])
+
+
+def _mark(entity: Any, family: int | None) -> Mark:
+    """A VMAS entity in the first env."""
+    (x, y), shape = entity.state.pos[0].tolist(), entity.shape
+    width = getattr(shape, "width", 0.0) if type(shape).__name__ == "Box" else 0.0  # a line's is in pixels
+    box = (shape.length, width) if hasattr(shape, "length") else None
+    radius, angle = getattr(shape, "radius", 0.0), float(entity.state.rot[0])
+    return Mark(entity.name, x, y, radius, box, angle, family, gone=not bool(entity.is_rendering[0]))
+
+
+def _rgb(entity: Any) -> tuple[float, ...]:
+    return tuple(round(float(part), 3) for part in entity.color[:3])
 
 
 def _no_info(agent: Any) -> dict:

@@ -85,6 +85,30 @@ class Step:
         return torch.where(ended, before.alive, self.alive)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """Something to see in a picture of one env copy: a circle, or a rectangle.
+
+    Attributes:
+        name: of agents, their id.
+        x, y: its middle.
+        radius: of a circle.
+        box: length and width of a rectangle; None: it is a circle.
+        angle: of the rectangle, in radians.
+        family: marks of one family have one colour. None: an agent has one of its own, anything else is grey.
+        gone: whether only its outline is left (food that was eaten).
+    """
+
+    name: str
+    x: float
+    y: float
+    radius: float = 0.0
+    box: tuple[float, float] | None = None
+    angle: float = 0.0
+    family: int | None = None
+    gone: bool = False
+
+
 class BatchedEnv(abc.ABC):
     """E copies of one multi-agent task, stepped together.
 
@@ -105,6 +129,8 @@ class BatchedEnv(abc.ABC):
     device: torch.device = torch.device("cpu")
     max_episode_steps: int | None = None
     """Steps after which an episode ends at the latest, or None where nothing limits it."""
+    film: list[list[Mark]] | None = None
+    """A list, while somebody films copy 0; see `show`."""
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> Step:
@@ -121,6 +147,19 @@ class BatchedEnv(abc.ABC):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a state that `get_state` of an equally configured env returned."""
         raise EnvError(f"{type(self).__name__} cannot be restored from a saved state")
+
+    def picture(self) -> list[Mark]:
+        """What copy 0 looks like now. Optional; an env that has it calls `show`.
+
+        Raises:
+            EnvError: this env has no pictures.
+        """
+        raise EnvError(f"{type(self).__name__} has no pictures: give it a method picture(), and call show()")
+
+    def show(self) -> None:
+        """Adds a picture to the film, if there is one. For `reset`, and for `step` before it starts a new episode."""
+        if self.film is not None:
+            self.film.append(self.picture())
 
     def close(self) -> None:  # noqa: B027  (optional, not abstract)
         """Frees what the env holds."""
@@ -151,6 +190,17 @@ class Wrapper(BatchedEnv):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.env.set_state(state)
+
+    @property
+    def film(self) -> list[list[Mark]] | None:
+        return self.env.film
+
+    @film.setter
+    def film(self, film: list[list[Mark]] | None) -> None:
+        self.env.film = film
+
+    def picture(self) -> list[Mark]:
+        return self.env.picture()
 
     def close(self) -> None:
         self.env.close()

@@ -34,6 +34,12 @@ class TransferError(HyperMARLError, ValueError):
     exit_status = 2
 
 
+class ReportError(HyperMARLError, ValueError):
+    """Results from which no report can be made, or that one asks too much of."""
+
+    exit_status = 2
+
+
 class CheckpointError(HyperMARLError, RuntimeError):
     """A checkpoint that is missing or damaged."""
 

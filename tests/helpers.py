@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from rllib_hypermarl.rllib.grammar import apply_overrides
-from rllib_hypermarl.rllib.run_dir import RunDir
+from rllib_hypermarl.rllib.run_dir import read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,9 +52,7 @@ def write_config(directory, *overrides, name="config.yaml"):
 
 def rows(run_dir):
     """The rows of a run's `result.json`, without touching the run."""
-    reader = object.__new__(RunDir)
-    reader.path = Path(run_dir)
-    return reader.read()
+    return read_rows(Path(run_dir))
 
 
 # Results that tell of the clock, the machine or the process.

@@ -94,14 +94,23 @@ def resume(run_dir: str, stop_env_steps: int | None) -> None:
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
 @_JSON
-def evaluate(path: str, episodes: int, seed: int, as_json: bool) -> None:
+@click.option("--video", type=click.Path(path_type=Path), help="Also film up to three episodes: a .gif or .mp4.")
+@click.option("--beside", multiple=True, metavar="RUN_DIR|CHECKPOINT", help="Film this one's episodes at its side.")
+def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | None, beside: tuple[str, ...]) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
     from ..evaluation import evaluate as play
     from ..rllib import checkpoints
     from .ray_session import ray_session
 
+    if beside and video is None:
+        raise click.UsageError("--beside: give the film's name with --video")
+    if video is not None:
+        from ..report.video import check_video, film_teams
+
+        check_video(video)
     stored = _stored(path)
     checkpoint = checkpoints.find(stored.path)
+    others = [checkpoints.find(_stored(other).path) for other in beside]
     with ray_session():
         algo = checkpoints.load(checkpoint)
         runner = algo.env_runner
@@ -115,6 +124,12 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool) -> None:
             "seed": seed,
         }
         report |= {key: results[key] for key in keys}
+        if video is not None:
+            algos = [algo, *map(checkpoints.load, others)]
+            film_teams(algos, video, episodes=min(episodes, 3), seed=seed)
+            report["video"] = str(video)
+            for other in algos[1:]:
+                other.stop()
         algo.stop()
     _print(report, as_json)
 
@@ -249,25 +264,26 @@ def bench(what: str, rounds: int, device: str, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("runs", nargs=-1, required=True, metavar="DIR...")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
-def report(runs: tuple[str, ...], out: Path | None) -> None:
-    """Draw the learning curves of runs into curves.png, with their numbers in curves.json."""
-    from ..report.curves import plot_curves, read_curve
+@click.option("--threshold", type=float, help="A greedy return: say when it was first reached.")
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write down there what is read of the runs: small, and a report on it is this report.",
+)
+def report(directories: tuple[str, ...], out: Path | None, threshold: float | None, store: Path | None) -> None:
+    """Aggregate runs over their seeds: page, figures and numbers. DIR: a run, a sweep, or a directory of them."""
+    from ..report.write import write_report
     from ..storage import is_uri
 
-    paths = [_stored(run).path for run in runs]
-    if out is None and is_uri(runs[0]):
-        raise click.UsageError("--out: give a directory for the figures, runs are at a URI")
-    out = out or paths[0]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        curves = [read_curve(path) for path in paths]
-    except FileNotFoundError as error:
-        raise click.UsageError(str(error)) from error
-    (out / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
-    plot_curves(curves, out / "curves.png")
-    print(f"{out / 'curves.png'}, {out / 'curves.json'}")
+    found = [(called, _stored(called).path) for called in directories]
+    if out is None and is_uri(directories[0]):
+        raise click.UsageError("--out: give a directory for the report, runs are at a URI")
+    written, left_out = write_report(found, out or found[0][1], threshold=threshold, store=store)
+    for entry in left_out:
+        print(f"left out: {entry['run']} {entry['why']}", file=sys.stderr)
+    print(", ".join(str(path) for path in written))
 
 
 # ------------------------------------------------------------------------------------------------------------- printing

@@ -93,10 +93,11 @@ class RunDir:
         os.replace(aside, self.path / "progress.csv")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a run's `result.json`; a last line that was cut by a kill is left out."""
-    results, rows = path / RESULTS, []
-    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else []:
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """All rows of a run's `result.json`, without touching it; a last line that was cut by a kill is left out."""
+    path = run_dir / RESULTS
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -67,6 +67,9 @@ def test_a_bad_override_is_named_and_nothing_is_made(capfd, tmp_path, command, o
         (["resume", ".", "--stop-env-steps", "0"], "0 is not in the range"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
         (["evaluate", ".", "--episodes", "0"], "0 is not in the range"),
+        (["evaluate", ".", "--video", "film.avi"], "ends in .gif or .mp4"),
+        (["evaluate", ".", "--video", "none/film.gif"], "its directory must be there"),
+        (["evaluate", ".", "--beside", "."], "--beside: give the film's name with --video"),
         (["inspect", "none.yaml"], "none.yaml: No such file"),
         (["envs", "nowhere"], "unknown env 'nowhere'"),
         (["envs", "games/nothing"], "unknown env 'games/nothing'"),
@@ -176,7 +179,13 @@ class TestRun:
         assert "resuming run at 384 env steps" in capfd.readouterr().err
         assert [row["training_iteration"] for row in rows("run")] == [1, 2, 3, 4, 5]
         assert run(["report", "run"]) == 0
-        assert {"curves.png", "curves.json"} <= {entry.name for entry in (tmp_path / "run").iterdir()}
+        written = {"report.html", "report.json", "marl_eval.json", "curves.png"}
+        assert written <= {entry.name for entry in (tmp_path / "run").iterdir()}
+
+        capfd.readouterr()
+        assert run(["evaluate", "run", "--episodes", "1", "--video", "film.gif", "--beside", "run", "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["video"] == "film.gif"
+        assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")
 
     def test_train_on_the_same_run_goes_on_and_of_another_config_is_refused(self, capfd, tmp_path):
         path = write_config(tmp_path)

@@ -1,0 +1,147 @@
+"""Pictures of a report's numbers: legible in grey (line styles, markers) and without red or green (Okabe and Ito)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .statistics import ENOUGH
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, without yellow, which paper swallows."""
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_SCALES = {"env_steps": (1e6, "env steps, millions"), "seconds": (60.0, "minutes of training")}
+_FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+_CONFIDENCE = "shaded: 95 % interval over seeds"
+
+
+def task_figures(task: Mapping[str, Any], threshold: float | None) -> dict[str, bytes]:
+    """The figures of one task, as PNGs by name; those that it has no numbers for are left out."""
+    with matplotlib.rc_context(_FONT):
+        drawn = {
+            "curves": _curves(task["groups"], threshold),
+            "final": _finals(task["groups"], threshold),
+            "metrics": _metrics(task["groups"]),
+        }
+        return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def name_of(group: Mapping[str, Any]) -> str:
+    """A group's label, with what a reader must know of its seeds."""
+    seeds = len(group["seeds"])
+    few = f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < ENOUGH else ""
+    return f"{group['label']}{few}{'' if group['finished'] else ', unfinished'}"
+
+
+def style(index: int) -> dict[str, Any]:
+    """Of the group at this place: no two of 28 share colour and line style."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _LINES[index % len(_LINES)]}
+
+
+def marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _curves(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
+    """Greedy and sampled returns, each over env steps and over wall-clock."""
+    kinds = [kind for kind in ("greedy", "sampled") if any(g["curves"][kind]["env_steps"] for g in groups)]
+    if not kinds:
+        return None
+    figure = Figure(figsize=(10, 3.3 * len(kinds) + 0.25 * len(groups)), layout="constrained")
+    grid = figure.subplots(len(kinds), 2, squeeze=False, sharey="row")
+    for row, kind in zip(grid, kinds, strict=True):
+        for axes, over in zip(row, _SCALES, strict=True):
+            for index, group in enumerate(groups):
+                _line(axes, group["curves"][kind][over], over, index, name_of(group))
+            if threshold is not None:
+                axes.axhline(threshold, color="0.5", linewidth=0.8)
+            _label(axes, over)
+        row[0].set_ylabel(f"return per agent, {kind}")
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def _metrics(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """One panel for each metric that was measured on networks."""
+    names = list(dict.fromkeys(name for group in groups for name, curve in group["metrics"].items() if curve))
+    if not names:
+        return None
+    rows = (len(names) + 1) // 2
+    figure = Figure(figsize=(10, 2.8 * rows + 0.25 * len(groups)), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    for axes, name in zip(grid.flat, names, strict=False):
+        for index, group in enumerate(groups):
+            _line(axes, group["metrics"].get(name), "env_steps", index, name_of(group))
+        _label(axes, "env_steps")
+        axes.set_ylabel(name)
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def _line(axes: Axes, curve: Mapping[str, Any] | None, over: str, index: int, label: str) -> None:
+    if curve is None:
+        axes.plot([], [], label=label, **style(index))
+        return
+    xs = [x / _SCALES[over][0] for x in curve["x"]]
+    every = max(1, len(xs) // 8)
+    dots = {"marker": marker(index), "markersize": 3.5, "markevery": every}
+    axes.plot(xs, curve["iqm"], label=label, linewidth=1.3, **dots, **style(index))
+    if curve["low"][0] is not None:
+        edges = {**style(index), "linewidth": 0.4, "alpha": 0.7}
+        axes.fill_between(xs, curve["low"], curve["high"], color=style(index)["color"], alpha=0.15, linewidth=0)
+        axes.plot(xs, curve["low"], **edges)
+        axes.plot(xs, curve["high"], **edges)
+
+
+def _label(axes: Axes, over: str) -> None:
+    axes.set_xlabel(_SCALES[over][1])
+    axes.grid(alpha=0.25)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(len(label) for label in labels) > 60 else 2 if len(labels) > 3 else len(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=f"IQM; {_CONFIDENCE}")
+
+
+def _finals(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
+    """Where finished groups ended: IQM, interval and each run."""
+    kinds = [kind for kind in ("greedy", "evaluated") if any(group["final"][kind] for group in groups)]
+    if not kinds:
+        return None
+    done = [(i, group) for i, group in enumerate(groups) if any(group["final"][kind] for kind in kinds)]
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(done)), layout="constrained")
+    axes = figure.subplots()
+    for place, (index, group) in enumerate(done):
+        for kind, offset in zip(kinds, (0.0, 0.25), strict=False):
+            final = group["final"][kind]
+            if final is None:
+                continue
+            y, colour = place + offset, style(index)["color"]
+            axes.plot(final["values"], [y] * len(final["values"]), "|", color="0.45", markersize=9)
+            if final["low"] is not None:
+                axes.plot([final["low"], final["high"]], [y, y], color=colour, linewidth=2.2)
+            shape = {"color": colour, "markersize": 7, "markerfacecolor": colour if kind == "greedy" else "white"}
+            axes.plot(final["iqm"], y, marker(index), **shape)
+    if threshold is not None:
+        axes.axvline(threshold, color="0.5", linewidth=0.8)
+    axes.set_yticks(range(len(done)), [name_of(group) for _, group in done])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.25, axis="x")
+    hollow = "; hollow: `evaluate` of the last networks" if "evaluated" in kinds else ""
+    axes.set_xlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}")
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,65 @@
+"""A report on runs: numbers, page, figures, and the file for marl-eval."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .figures import task_figures
+from .grouping import group_runs
+from .marl_eval import marl_eval_data
+from .numbers import report_numbers
+from .page import render
+from .store import keep, read_runs
+
+
+def write_report(
+    directories: Sequence[tuple[str, Path]], out: Path, *, threshold: float | None = None, store: Path | None = None
+) -> tuple[list[Path], list[dict[str, str]]]:
+    """Reads the runs at or below some directories, and writes the report on them into `out`.
+
+    Args:
+        directories: of each, what the user calls it (a path or a URI), and where it is.
+        threshold: a greedy return; the report says when it was first reached.
+        store: a directory to also write down what was read of the runs that count: a report on it is this report.
+
+    Returns:
+        What was written, the page first; and `run` and `why` of the runs that were left out.
+
+    Raises:
+        ReportError: no run can be read, or rliable is missing.
+    """
+    runs, broken = read_runs(directories)
+    tasks, others = group_runs(runs)
+    left_out = broken + others
+    numbers = report_numbers(tasks, left_out, threshold)
+    for_marl_eval, notes = marl_eval_data(tasks)
+    images = [task_figures(task, threshold) for task in numbers["tasks"]]
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {
+        "report.html": render(numbers, images, notes).encode(),
+        "report.json": _json(numbers),
+        "marl_eval.json": _json(for_marl_eval),
+    }
+    for task, drawn in zip(numbers["tasks"], images, strict=True):
+        prefix = f"{_slug(task['name'])}_" if len(images) > 1 else ""
+        files |= {f"{prefix}{name}.png": png for name, png in drawn.items()}
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    if store is not None:
+        for run in [run for task in tasks for group in task.groups for run in group.runs]:
+            keep(run, store)
+    return [out / name for name in files], numbers["left_out"]
+
+
+def _json(data: object) -> bytes:
+    """Lists of plain values are on one line each."""
+    text = json.dumps(data, indent=1)
+    on_one_line = re.sub(r"\[\n *([^][{}]*)\n *\]", lambda found: "[" + re.sub(r"\n *", " ", found[1]) + "]", text)
+    return (on_one_line + "\n").encode()
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.rpartition("/")[2]).strip("_")

@@ -1,0 +1,298 @@
+"""What a report says of a store of runs: who belongs together, what is left out, the same bytes every time."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from rllib_hypermarl.cli.app import run
+from rllib_hypermarl.errors import ReportError
+from rllib_hypermarl.report import statistics, write
+from rllib_hypermarl.report.grouping import group_runs, labels
+from rllib_hypermarl.report.store import read_runs
+from rllib_hypermarl.report.write import write_report
+from rllib_hypermarl.rllib.run_dir import read_rows
+from tests.report.stores import STEPS, greedy, small_store, write_run
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(statistics, "REPS", 20)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(write, "task_figures", lambda task, threshold: {})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return small_store(tmp_path_factory.mktemp("runs") / "store")
+
+
+@pytest.fixture(scope="module")
+def made(store, tmp_path_factory):
+    """The directory of a report on the store."""
+    out = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "REPS", 20)
+        write_report([(str(store), store)], out, threshold=0.5)
+    return out
+
+
+@pytest.fixture
+def numbers(made):
+    return json.loads((made / "report.json").read_text())
+
+
+def grouped(*paths):
+    runs, _ = read_runs([(str(path), path) for path in paths])
+    return group_runs(runs)
+
+
+# ----------------------------------------------------------------------------------------------------- what is found
+
+
+def test_tasks_groups_and_labels(numbers):
+    found = {task["name"]: {g["label"]: g["seeds"] for g in task["groups"]} for task in numbers["tasks"]}
+    assert found == {
+        "games/specialisation n_agents=8": {"sharing=hyper_mlp": [0]},
+        "games/specialisation n_agents=4": {
+            "sharing=full": [0], "sharing=hyper_mlp": [0, 1, 2, 3, 4], "sharing=none": [0, 1, 2]
+        },
+    }  # fmt: skip
+
+
+def test_what_does_not_count_is_named_and_said_why(numbers):
+    assert numbers["left_out"] == [
+        {"run": "broken/config", "why": "unknown key 'hypermarl.sharring': did you mean 'hypermarl.sharing'?"},
+        {"run": "broken/empty", "why": "has no results: result.json is missing or empty"},
+        {"run": "broken/nameless", "why": "has no config.yaml"},
+        {"run": "none/seed_3", "why": "is unfinished: 512 of 1,024 env steps"},
+    ]
+    assert len(numbers["runs"]) == 5 + 3 + 1 + 1
+
+
+def test_keys_that_change_nothing_part_no_seeds_and_others_do(tmp_path):
+    write_run(tmp_path / "a", "run.checkpoint_seconds=5", "run.torch_threads=1", seed=0)
+    write_run(tmp_path / "b", "fault_tolerance={max_num_env_runner_restarts: 3}", seed=1)
+    write_run(tmp_path / "c", "training.lr=0.5", "hypermarl.actor_hidden=[16, 8]", seed=1)
+    write_run(tmp_path / "d", rows=9, seed=2)
+    (task,), left_out = grouped(tmp_path)
+    assert {group.label: [run.name for run in group.runs] for group in task.groups} == {
+        "actor_hidden=16 lr=0.001 stop_env_steps=1024": ["a", "b"],
+        "actor_hidden=16x8 lr=0.5 stop_env_steps=1024": ["c"],
+        "actor_hidden=16 lr=0.001 stop_env_steps=1152": ["d"],
+    }
+    assert left_out == []
+
+
+def test_a_config_from_before_a_key_has_that_key_s_default(tmp_path):
+    for name, seed in (("new", 0), ("old", 1)):
+        write_run(tmp_path / name, seed=seed)
+    text = (tmp_path / "old/config.yaml").read_text()
+    older = re.sub(r"^  sample_ahead: false\n", "", text, flags=re.MULTILINE)
+    assert older != text
+    (tmp_path / "old/config.yaml").write_text(older)
+    (task,), _ = grouped(tmp_path)
+    assert [len(group.runs) for group in task.groups] == [2]
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path):
+    for name in ("first", "second"):
+        write_run(tmp_path / name, seed=4)
+    (task,), left_out = grouped(tmp_path)
+    assert [run.name for run in task.groups[0].runs] == ["first"]
+    assert left_out == [{"run": "second", "why": "has the config and the seed of first"}]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_unfinished_runs_have_curves_and_no_final_numbers_where_none_is_finished(tmp_path):
+    for seed, rows in ((0, 6), (1, 4)):
+        write_run(tmp_path / f"seed_{seed}", seed=seed, rows=rows, stop=8 * STEPS)
+    write_report([(str(tmp_path), tmp_path)], tmp_path / "out", threshold=0.0)
+    ((group,),) = [task["groups"] for task in json.loads((tmp_path / "out/report.json").read_text())["tasks"]]
+    assert not group["finished"]
+    assert group["final"] == {"greedy": None, "sampled": None, "evaluated": None} and group["to_threshold"] is None
+    assert group["curves"]["greedy"]["env_steps"]["x"][-1] == 4 * STEPS
+    assert "unfinished" in (tmp_path / "out/report.html").read_text()
+    assert json.loads((tmp_path / "out/marl_eval.json").read_text()) == {}
+
+
+def test_a_sweep_is_its_candidates_runs_and_not_the_copy_of_the_best(tmp_path):
+    sweep = tmp_path / "sweep"
+    for candidate, sharing in (("0000", "hyper_mlp"), ("0001", "none")):
+        for seed in range(2):
+            write_run(sweep / f"candidates/{candidate}/seed_{seed}", f"hypermarl.sharing={sharing}", seed=seed)
+    (sweep / "sweep.yaml").write_text("")
+    shutil.copytree(sweep / "candidates/0000/seed_1", sweep / "best")
+    (sweep / "tune/trial").mkdir(parents=True)
+    for given in (sweep, tmp_path):
+        (task,), left_out = grouped(given)
+        assert [[run.name for run in group.runs] for group in task.groups] == [
+            [f"sweep/candidates/{candidate}/seed_{seed}" for seed in range(2)] for candidate in ("0000", "0001")
+        ]
+        assert left_out == []
+    runs, _ = read_runs([(str(sweep), sweep), (str(tmp_path), sweep / "candidates/0000/seed_0")])
+    assert len(runs) == 4  # what is named twice is read once
+
+
+def test_labels_name_keys_in_full_where_short_ones_are_alike():
+    configs = [{"env": "e", "a.x": x, "b.x": [1, y], "c.y": {"k": "v"}} for x, y in ((1.5e-4, 2), (None, True))]
+    assert [label for label, _ in labels(configs)] == ["a.x=0.00015 b.x=1x2", "a.x=null b.x=1xtrue"]
+
+
+# ---------------------------------------------------------------------------------------------------- what is said
+
+
+def test_final_numbers_are_those_of_the_runs(numbers, store):
+    groups = {group["label"]: group for group in numbers["tasks"][1]["groups"]}
+    mlp = groups["sharing=hyper_mlp"]
+    last = [greedy(store / f"mlp/seed_{seed}")[-1] for seed in range(5)]
+    assert mlp["final"]["greedy"]["values"] == pytest.approx(last, rel=1e-5)
+    assert mlp["final"]["greedy"]["iqm"] == pytest.approx(sum(sorted(last)[1:4]) / 3, rel=1e-5)
+    assert mlp["final"]["greedy"]["low"] < mlp["final"]["greedy"]["iqm"] < mlp["final"]["greedy"]["high"]
+    assert mlp["to_threshold"]["reached"] == 5
+    assert mlp["curves"]["greedy"]["env_steps"]["x"] == [2 * STEPS, 4 * STEPS, 6 * STEPS, 8 * STEPS]
+    assert len(mlp["curves"]["sampled"]["env_steps"]["x"]) == 8
+    assert (mlp["parameters"], mlp["env_steps"]) == (123, 8 * STEPS)
+    assert list(mlp["metrics"]) == ["noise/ratio", "snd"] and groups["sharing=none"]["metrics"] == {}
+    assert groups["sharing=full"]["final"]["greedy"]["low"] is None
+    assert groups["sharing=full"]["to_threshold"]["reached"] == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_evaluation_by_hand_is_taken_up_and_a_damaged_one_named(tmp_path):
+    for seed in range(2):
+        path = write_run(tmp_path / f"seed_{seed}", seed=seed)
+        (path / "evaluation.json").write_text(json.dumps({"agent_return_mean": 0.25 * (seed + 1), "seed": 0}))
+    write_run(tmp_path / "seed_2", seed=2)
+    (tmp_path / "seed_2/evaluation.json").write_text("{}")
+    _, left_out = write_report([(str(tmp_path), tmp_path)], tmp_path / "out")
+    assert left_out == [{"run": "seed_2", "why": "evaluation.json is not what `evaluate --json` prints"}]
+    ((group,),) = [task["groups"] for task in json.loads((tmp_path / "out/report.json").read_text())["tasks"]]
+    assert group["final"]["evaluated"]["values"] == [0.25, 0.5]
+    assert "<code>evaluate</code>" in (tmp_path / "out/report.html").read_text()
+
+
+class _Sources(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources = set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.sources += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "poster")]
+
+
+def test_the_page_needs_nothing_else(made):
+    text = (made / "report.html").read_text()
+    page = _Sources(text)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed"}
+    assert len(page.sources) == 2 + 3  # curves and finals of two tasks, metrics of one
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_the_page_says_how_many_seeds_there_are_where_they_are_few(made):
+    text = (made / "report.html").read_text()
+    assert text.count("only 3 seeds") == 2  # of the greedy and the sampled return of `none`
+    assert text.count("no interval of 1 seed") == 4
+    assert "sharing=none (3 seeds)" in text and "sharing=hyper_mlp (5 seeds)" not in text
+    assert "is unfinished: 512 of 1,024 env steps" in text
+
+
+def test_figures_are_pictures_named_by_their_task(made):
+    names = sorted(path.name for path in made.glob("*.png"))
+    four, eight = ("specialisation_n_agents_4", "specialisation_n_agents_8")
+    assert names == [f"{four}_curves.png", f"{four}_final.png", f"{four}_metrics.png", f"{eight}_curves.png",
+                     f"{eight}_final.png"]  # fmt: skip
+    for name in names:
+        with Image.open(BytesIO((made / name).read_bytes())) as image:
+            image.verify()
+            assert image.width > 1000
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_names_cannot_become_markup(tmp_path):
+    write_run(tmp_path / "<img src=x>")
+    write_report([(str(tmp_path), tmp_path)], tmp_path / "out")
+    text = (tmp_path / "out/report.html").read_text()
+    assert "<img src=x>" not in text and "&lt;img src=x&gt;" in text
+
+
+# --------------------------------------------------------------------------------------------- the same bytes again
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_same_store_gives_the_same_numbers_wherever_it_is(store, made, tmp_path):
+    moved = shutil.copytree(store, tmp_path / "elsewhere")
+    write_report([(str(moved), moved)], tmp_path / "out", threshold=0.5)
+    for name in ("report.json", "marl_eval.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_was_kept_of_a_store_gives_the_same_numbers_and_is_small(store, made, tmp_path):
+    kept = tmp_path / "kept"
+    write_report([(str(store), store)], tmp_path / "out", threshold=0.5, store=kept)
+    _, left_out = write_report([(str(kept), kept)], tmp_path / "again", threshold=0.5)
+    assert left_out == []  # only what counts is kept
+    first, again = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("out", "again"))
+    assert again | {"left_out": first["left_out"]} == first
+    assert (tmp_path / "again/marl_eval.json").read_bytes() == (made / "marl_eval.json").read_bytes()
+    rows = read_rows(kept / "mlp/seed_0")
+    assert set(rows[0]) == {"num_env_steps_sampled_lifetime", "time_total_s", "env_steps_per_second", "env_runners",
+                            "learners", "metrics"}  # fmt: skip
+    assert set(rows[0]["env_runners"]) == {"agent_return_mean"}
+    with pytest.raises(ReportError, match="the runs are there already"):
+        write_report([(str(kept), kept)], tmp_path / "again", store=kept)
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_command_writes_and_names_what_it_left_out(store, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", str(store), "--out", "report", "--threshold", "0.5"]) == 0
+    told = capfd.readouterr()
+    assert told.out.startswith("report/report.html, report/report.json, report/marl_eval.json, ")
+    assert "left out: none/seed_3 is unfinished: 512 of 1,024 env steps\n" in told.err
+    assert run(["report", f"file://{store}/mlp", f"file://{store}/none", "--out", "copied"]) == 0
+    (task,) = json.loads((tmp_path / "copied/report.json").read_text())["tasks"]
+    assert [entry["run"] for entry in json.loads((tmp_path / "copied/report.json").read_text())["runs"]] == [
+        *(f"mlp/seed_{seed}" for seed in range(5)), *(f"none/seed_{seed}" for seed in range(3))
+    ]  # fmt: skip
+    assert len(task["groups"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["broken"], "error: config: unknown key 'hypermarl.sharring'"),
+        (["nothing"], "holds no run"),
+        (["full", "--threshold", "high"], "'high' is not a valid float"),
+    ],
+)
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_on_nothing_is_refused_in_one_line(store, capfd, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    where = arguments[0] if arguments[0] == "nothing" else str(store / arguments[0])
+    assert run(["report", where, *arguments[1:]]) == 2
+    error = capfd.readouterr().err
+    assert words in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_without_rliable_it_is_asked_for(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rliable.library", None)
+    with pytest.raises(ReportError, match=r"pip install 'rllib-hypermarl\[report\]'"):
+        write_report([(str(store), store)], tmp_path)
