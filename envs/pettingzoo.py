@@ -1,8 +1,8 @@
 """PettingZoo envs (https://pettingzoo.farama.org), parallel ones and AEC ones that can be converted, as batched envs.
 
-`pettingzoo/mpe2.simple_spread_v3`, `pettingzoo/sisl.multiwalker_v9`: any module with a function `parallel_env` or `env`,
-PettingZoo's own without their first part. `pettingzoo/my_module:make_env`: any function that returns such an env.
-Packages are imported when one of their envs is asked for. docs/pettingzoo.md tells what is supported.
+`pettingzoo/mpe2.simple_spread_v3`, `pettingzoo/sisl.multiwalker_v9`: any module with a function `parallel_env` or
+`env`, PettingZoo's own without their first part. `pettingzoo/my_module:make_env`: any function that returns such an
+env. Packages are imported when one of their envs is asked for. docs/pettingzoo.md tells what is supported.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Copies of one PettingZoo env, stepped one after the other, their results written into arrays. No torch in here: worker
-processes (`pettingzoo_worker.py`) start faster, and smaller, without it."""
+"""Copies of one PettingZoo env, stepped one after the other, their results written into arrays.
+
+No torch in here: worker processes (`pettingzoo_worker.py`) start faster, and smaller, without it.
+"""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ class WorkerPool:
         try:
             for i in range(num_workers):
                 self._workers.append(self._start(i, range(starts[i], starts[i + 1])))
-            self.description: Description = [worker.answer(_START_SECONDS) for worker in self._workers][0]
+            descriptions = [worker.answer(_START_SECONDS) for worker in self._workers]
+            self.description: Description = descriptions[0]  # one order of agents for all
             self.arrays = Arrays(self.description, num_envs, num_workers, self._map)
             for worker in self._workers:
                 self._bind(worker)

@@ -1,7 +1,7 @@
 """A process that steps some copies of a PettingZoo env for `pettingzoo_pool.py`, which starts it.
 
-Its arguments are three file descriptors: of the connection to its owner, of a pipe that nobody ever writes into and that
-breaks when the owner ends, however it ends, and of the memory that both share.
+Its arguments are three file descriptors: of the connection to its owner, of a pipe that nobody ever writes into and
+that breaks when the owner ends, however it ends, and of the memory that both share.
 """
 
 from __future__ import annotations
