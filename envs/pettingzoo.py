@@ -25,7 +25,7 @@ from .pettingzoo_copies import FAMILIES, Arrays, Copies, Task, find
 from .pettingzoo_pool import OnCrash, WorkerPool
 
 REQUIRES = "pettingzoo"
-REQUIRES_MORE = {"mpe2.*": "mpe2"} | {f"{family}.*": f"pettingzoo[{family}]" for family in FAMILIES}
+ALSO_REQUIRES = {"mpe2.*": "mpe2"} | {f"{family}.*": f"pettingzoo[{family}]" for family in FAMILIES}
 """What patterns of names need beside `REQUIRES`."""
 
 

@@ -1,5 +1,5 @@
-"""Worker processes of PettingZoo envs: that they do what one process does, and what becomes of them when they crash, hang,
-or are killed, or their owner is."""
+"""Worker processes of PettingZoo envs: that they do what one process does, and what becomes of them when they crash,
+hang, or are killed, or their owner is."""
 
 import gc
 import os
@@ -180,6 +180,18 @@ def config(directory, *overrides, **env_config):
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(groups), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("name", ["simple_spread", "multiwalker"])
+def test_a_yaml_is_all_that_training_needs(name, tmp_path):
+    small = ["env_runners.num_envs_per_env_runner=4", "env_runners.rollout_fragment_length=32", "run.torch_threads=1",
+             "training.train_batch_size_per_learner=128", "training.minibatch_size=64", "run.stop_env_steps=256",
+             "evaluation.evaluation_interval=2", "evaluation.evaluation_duration=2"]  # fmt: skip
+    done = run("train", ROOT / f"tune_configs/{name}.yaml", *small, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = rows(tmp_path / "run")[-1]
+    assert last["num_env_steps_sampled_lifetime"] == 256
+    assert -500 < last["evaluation"]["env_runners"]["agent_return_mean"] < 0
 
 
 def test_a_run_counts_the_episodes_that_crashes_cost(tmp_path):
