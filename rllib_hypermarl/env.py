@@ -161,6 +161,10 @@ class BatchedEnv(abc.ABC):
         if self.film is not None:
             self.film.append(self.picture())
 
+    def take_counts(self) -> dict[str, int]:
+        """Things worth knowing that happened since the last call, by name. Metrics add them up over a run."""
+        return {}
+
     def close(self) -> None:  # noqa: B027  (optional, not abstract)
         """Frees what the env holds."""
 
@@ -202,6 +206,9 @@ class Wrapper(BatchedEnv):
     def picture(self) -> list[Mark]:
         return self.env.picture()
 
+    def take_counts(self) -> dict[str, int]:
+        return self.env.take_counts()
+
     def close(self) -> None:
         self.env.close()
 
@@ -209,10 +216,12 @@ class Wrapper(BatchedEnv):
 # ---------------------------------------------------------------------------------------------------------- registry
 
 # Prefix -> module with `make(name, num_envs, device, **env_config) -> BatchedEnv`, `names() -> list[str]` and
-# `REQUIRES`, the package it imports when asked for (or None). A module name that begins with a dot is ours.
+# `REQUIRES`, the package it imports when asked for (or None). A provider whose names are open-ended, or need more than
+# one package, has `check(name)`, which raises UnknownEnvError. A module name that begins with a dot is ours.
 _PROVIDERS: dict[str, str] = {
     "bps": ".envs.particle_spread",
     "games": ".envs.matrix_games",
+    "pettingzoo": ".envs.pettingzoo",
     "vmas": ".envs.vmas",
 }
 
@@ -236,20 +245,22 @@ def resolve(name: str) -> Callable[..., BatchedEnv]:
     Raises:
         UnknownEnvError: with the nearest valid name.
     """
-    if ":" in name:
+    prefix, _, scenario = name.partition("/")
+    if ":" in name and prefix not in _PROVIDERS:
         module_name, _, attr = name.partition(":")
         try:
             return getattr(importlib.import_module(module_name), attr)
         except (ImportError, AttributeError, ValueError) as error:
             raise UnknownEnvError(f"env {name!r} cannot be imported: {error}") from error
-    prefix, _, scenario = name.partition("/")
     available = providers()
     if prefix not in available or not scenario:
         raise UnknownEnvError(f"unknown env {name!r}: {nearest(name, list_names())}")
     provider = available[prefix]
     if provider.REQUIRES and importlib.util.find_spec(provider.REQUIRES) is None:
         raise UnknownEnvError(f"env {name!r} needs the package {provider.REQUIRES!r}: pip install {provider.REQUIRES}")
-    if scenario not in provider.names():
+    if hasattr(provider, "check"):
+        provider.check(scenario)
+    elif scenario not in provider.names():
         raise UnknownEnvError(f"unknown env {name!r}: {nearest(name, list_names(prefix))}")
     return lambda **kwargs: provider.make(scenario, **kwargs)
 

@@ -74,7 +74,8 @@ def run(rounds: int = 3, log: Callable[[str], None] = print) -> dict[str, Any]:
 def fit(one: Seconds, two: Seconds, cores: int) -> dict[str, float]:
     """The model's constants, in seconds, from one and two nodes on `cores` cores."""
     busy = max(1.0, 2 / cores)
-    s = (2 * one["sampling"] - two["sampling"]) / (2 - busy)
+    # On one core nothing tells what a runner does from what follows it: all of it is s.
+    s = (2 * one["sampling"] - two["sampling"]) / (2 - busy) if busy < 2 else one["sampling"]
     u1 = two["update"] - one["update"]
     weights = (one["weights"] + two["weights"]) / 2
     return {"s": s, "x": one["sampling"] - s, "u0": one["update"] - u1, "u1": u1, "y": weights}

@@ -117,7 +117,10 @@ def _measure(directory: Path, commands: list[tuple], runs: list[Path]) -> dict[s
     rate = 0.0
     for run, points in seen.items():
         steps = json.loads((run / "result.json").read_text().splitlines()[0])["num_env_steps_sampled_lifetime"]
-        (first, before), *_, (last, after) = [point for point in points if begin <= point[0] <= end]
+        inside = [point for point in points if begin <= point[0] <= end]
+        if len(inside) < 2:
+            raise RuntimeError(f"{run} was hardly under way while the other was: take more seconds")
+        (first, before), *_, (last, after) = inside
         rate += (after - before) * steps / (last - first)
     return {"steady": rate, "wall": wall}
 

@@ -195,23 +195,41 @@ def inspect(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name", required=False)
 @_JSON
 def envs(name: str | None, as_json: bool) -> None:
-    """List the environments, or show one: its agents, spaces and what it needs."""
+    """List the environments; all of one kind, such as vmas, with agents and spaces; or show one."""
     from .. import env
 
+    available = env.providers()
     if name is None:
-        listing = {
-            prefix: {"requires": provider.REQUIRES, "names": provider.names()}
-            for prefix, provider in env.providers().items()
-        }
+        listing: dict[str, Any] = {}
+        for prefix, provider in available.items():
+            also = getattr(provider, "ALSO_REQUIRES", None)
+            listing[prefix] = {"requires": provider.REQUIRES, **({"also_requires": also} if also else {})}
+            listing[prefix]["names"] = provider.names()
         _print(listing, as_json)
-        return
+    elif name in available:
+        _print({one: _short_details(f"{name}/{one}") for one in available[name].names()}, as_json)
+    else:
+        _print({"name": name, **_details(name)}, as_json)
+
+
+def _details(name: str) -> dict[str, Any]:
+    from .. import env
+
     made = env.make(name, num_envs=1)
     spaces = {
         a: {"observation": str(made.observation_spaces[a]), "action": str(made.action_spaces[a])} for a in made.agents
     }
-    details = {"name": name, "agents": spaces, "max_episode_steps": made.max_episode_steps, "doc": _doc(made)}
     made.close()
-    _print(details, as_json)
+    return {"agents": spaces, "max_episode_steps": made.max_episode_steps, "doc": _doc(made)}
+
+
+def _short_details(name: str) -> dict[str, Any]:
+    """With the number of agents in place of their names, and the spaces of the first one; or why there are none."""
+    try:
+        agents = _details(name)["agents"]
+    except HyperMARLError as error:
+        return {"not_available": str(error)}
+    return {"agents": len(agents), **next(iter(agents.values()))}
 
 
 @app.command()
@@ -247,7 +265,7 @@ def serve(bundle: Path, host: str, port: int, timeout: float, **options: Any) ->
 @app.command()
 @click.argument(
     "what",
-    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "serving", "stock_examples"]),
+    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "serving", "pettingzoo", "stock_examples"]),
     default="throughput",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")

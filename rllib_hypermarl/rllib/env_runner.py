@@ -258,6 +258,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.metrics.log_value(names.NUM_EPISODES, finished, reduce="sum")
         self.metrics.log_value(names.NUM_EPISODES_LIFETIME, finished, reduce="lifetime_sum")
         self._log_episodes(self._episodes.recent())
+        for name, count in self.env.take_counts().items():
+            self.metrics.log_value(f"{name}_lifetime", count, reduce="lifetime_sum")
         timers = {names.ENV_STEP_TIMER: self._env_seconds, names.SAMPLE_TIMER: seconds}
         self.metrics.log_dict(timers, window=1)
 

@@ -202,19 +202,19 @@ def test_population_based_training_really_changes_the_learning_rate(tmp_path):
 
 def test_a_population_whose_driver_was_killed_goes_on_from_where_its_members_were(tmp_path):
     path = write_sweep(
-        tmp_path, PBT, [f"run.stop_env_steps={128 * 60}", "run.checkpoint_seconds=0.5"], seeds=[0], candidates=2,
-        scheduler="pbt", perturbation_env_steps=128 * 15, max_concurrent=2,
+        tmp_path, PBT, [f"run.stop_env_steps={128 * 60}", "run.checkpoint_seconds=0.5"], seeds=[0], candidates=4,
+        scheduler="pbt", perturbation_env_steps=128 * 15, max_concurrent=4, cpus_per_trial=0.25,
     )  # fmt: skip
     directory = tmp_path / "sweep"
     driver = processes.start("tune", path, "--out", directory, cwd=tmp_path)
-    members = [directory / "candidates" / f"{number:04d}" / "seed_0" for number in (0, 1)]
+    members = [directory / "candidates" / f"{number:04d}" / "seed_0" for number in range(4)]
     wait_until(lambda: all(list(member.glob("checkpoint_*/manifest.json")) for member in members), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     saved = {member: max(int(path.name[11:]) for path in member.glob("checkpoint_*")) for member in members}
     done = processes.run("tune", path, "--out", directory, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {row["state"] for row in ranking(directory)} == {"done"} and len(ranking(directory)) == 2
+    assert {row["state"] for row in ranking(directory)} == {"done"} and len(ranking(directory)) == 4
     for member in members:
         read = rows(member)
         assert [row["training_iteration"] for row in read] == list(range(1, 61))
