@@ -16,9 +16,9 @@ from rllib_hypermarl import load_policy
 from rllib_hypermarl.serving import TeamClient
 from rllib_hypermarl.serving.schemas import encode
 from tests.helpers import ROOT, processes_of, run, start, wait_until
+from tests.ray_head import free_port
 from tests.serving.load import Load
 from tests.serving.teams import AGENTS, assert_same_actions, observations, write_bundle
-from tests.system.test_jobs import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
