@@ -23,14 +23,20 @@ from tests.helpers import ROOT, environment, game, processes_of, rows, run, star
 pytestmark = pytest.mark.system
 
 
-def children():
-    return {
-        process.pid for process in psutil.Process().children() if "pettingzoo_worker" in " ".join(process.cmdline())
-    }
+def lives(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def gone(pids):
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    return not any(lives(pid) for pid in pids)
+
+
+def children(recursive=False):
+    found = [process for process in psutil.Process().children(recursive) if lives(process.pid)]
+    return {process.pid for process in found if any("pettingzoo_worker" in word for word in process.cmdline())}
 
 
 @pytest.fixture(autouse=True)
