@@ -6,6 +6,7 @@ that breaks when the owner ends, however it ends, and of the memory that both sh
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -30,8 +31,20 @@ def end_with_owner(life: int) -> None:
 def main(connection: int, life: int, memory: int) -> None:
     end_with_owner(life)
     owner = Connection(connection)
+    with contextlib.suppress(EOFError, ConnectionError):  # the owner has had enough
+        try:
+            serve(owner, memory)
+        except EnvRaisedError as error:
+            owner.send((RAISED, str(error)))
+        except EnvError as error:
+            owner.send((BROKEN, str(error)))
+        except ValueError as error:
+            owner.send((REFUSED, str(error)))
+
+
+def serve(owner: Connection, memory: int) -> None:
+    copies = Copies(*owner.recv())
     try:
-        copies = Copies(*owner.recv())
         owner.send((OK, copies.description))
         num_envs, workers, description = owner.recv()
         copies.bind(Arrays(description, num_envs, workers, lambda size: mmap.mmap(memory, size)), description)
@@ -39,14 +52,9 @@ def main(connection: int, life: int, memory: int) -> None:
             method, seed = owner.recv()
             getattr(copies, method)(seed)
             owner.send((OK, None))
-    except EOFError:  # the owner has had enough
-        copies.close()
-    except EnvRaisedError as error:
-        owner.send((RAISED, str(error)))
-    except EnvError as error:
-        owner.send((BROKEN, str(error)))
-    except ValueError as error:
-        owner.send((REFUSED, str(error)))
+    finally:
+        with contextlib.suppress(Exception):  # nobody is there to be told
+            copies.close()
 
 
 if __name__ == "__main__":

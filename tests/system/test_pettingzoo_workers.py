@@ -2,6 +2,7 @@
 hang, or are killed, or their owner is."""
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -23,14 +24,20 @@ from tests.helpers import ROOT, environment, game, processes_of, rows, run, star
 pytestmark = pytest.mark.system
 
 
-def children():
-    return {
-        process.pid for process in psutil.Process().children() if "pettingzoo_worker" in " ".join(process.cmdline())
-    }
+def lives(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def gone(pids):
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    return not any(lives(pid) for pid in pids)
+
+
+def children(recursive=False):
+    found = [process for process in psutil.Process().children(recursive) if lives(process.pid)]
+    return {process.pid for process in found if any("pettingzoo_worker" in word for word in process.cmdline())}
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +148,25 @@ def test_workers_end_with_their_env():
     del env
     gc.collect()
     assert gone(pids)
+
+
+def test_bench(tmp_path):
+    code = (
+        "import json; from rllib_hypermarl.bench import pettingzoo as bench\n"
+        "works = [bench.Work('mpe2.simple_v3', 3, 4), bench.Work('sisl.multiwalker_v9', 2, 3, {'n_walkers': 2})]\n"
+        "results = bench.run(works, rounds=1, log=lambda line: None)\n"
+        "print(json.dumps([results, bench.table(results)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    results, table = json.loads(done.stdout)
+    assert [entry["env"] for entry in results] == ["mpe2.simple_v3", "sisl.multiwalker_v9"]
+    for entry in results:
+        assert entry["ratio"]["loop"] == 1 and min(entry["env_steps_per_second"].values()) > 0
+        assert entry["ratio"].keys() == entry["env_steps_per_second"].keys()
+        assert all(name in table for name in entry["ratio"])
 
 
 # ----------------------------------------------------------------------------------------------------- their owner ends
