@@ -113,7 +113,7 @@ class ParticleSpread(BatchedEnv):
     def picture(self) -> list[Mark]:
         """Agents and landmarks in their group's colour."""
         landmarks, positions = self._landmarks[:, 0].tolist(), self._position[:, 0].tolist()
-        marks = [Mark(f"landmark{g}", x, y, radius=0.15, family=g) for g, (x, y) in enumerate(landmarks)]
+        marks = [Mark(f"landmark{g}", x, y, radius=0.25, family=g) for g, (x, y) in enumerate(landmarks)]
         groups = self._group_of.tolist()
         return marks + [
             Mark(agent, x, y, radius=0.08, family=g)

@@ -114,6 +114,11 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | N
     with ray_session():
         algo = checkpoints.load(checkpoint)
         runner = algo.env_runner
+        if video is not None:  # first, so that an env without pictures is found at once
+            teams = [algo, *map(checkpoints.load, others)]
+            film_teams(teams, video, episodes=min(episodes, 3), seed=seed)
+            for team in teams[1:]:
+                team.stop()
         env = runner.make_batched_env(min(episodes, 256))
         results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary(())
         keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
@@ -125,11 +130,7 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | N
         }
         report |= {key: results[key] for key in keys}
         if video is not None:
-            algos = [algo, *map(checkpoints.load, others)]
-            film_teams(algos, video, episodes=min(episodes, 3), seed=seed)
             report["video"] = str(video)
-            for other in algos[1:]:
-                other.stop()
         algo.stop()
     _print(report, as_json)
 

@@ -134,7 +134,7 @@ def _finals(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Fig
     if threshold is not None:
         axes.axvline(threshold, color="0.5", linewidth=0.8)
     axes.set_yticks(range(len(done)), [name_of(group) for _, group in done])
-    axes.invert_yaxis()
+    axes.set_ylim(len(done) - 0.4, -0.6)
     axes.grid(alpha=0.25, axis="x")
     hollow = "; hollow: `evaluate` of the last networks" if "evaluated" in kinds else ""
     axes.set_xlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}")

@@ -42,7 +42,7 @@ def marl_eval_data(tasks: Sequence[Task]) -> tuple[dict[str, Any], list[str]]:
         chosen = {name: {label: _evaluated(found[label]) for label in shared} for name, found in groups.items()}
         counts = [len(runs) for found in chosen.values() for runs in found.values()]
         if len(set(counts)) > 1:
-            notes.append(f"{env}: the first {min(counts)} seeds of each group, of up to {max(counts)}")
+            notes.append(f"{env}: the first {min(counts)} of up to {max(counts)} seeds of each group")
         chosen = {name: {label: r[: min(counts)] for label, r in found.items()} for name, found in chosen.items()}
         data[env.replace("/", "_")] = _environment(env, chosen)
     return data, notes

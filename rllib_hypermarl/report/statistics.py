@@ -77,11 +77,11 @@ def curve(series: Sequence[Series], over: str) -> dict[str, list[float | None]] 
 
     Between two of its values, a run is on the line that joins them. The curve covers what all runs do.
     """
-    known = [(getattr(one, over), one.values) for one in series if len(one.values)]
+    known = [one for one in series if len(one.values)]
     if not known:
         return None
-    grid = shared_grid([x for x, _ in known])
-    point, low, high = intervals(np.stack([np.interp(grid, x, values) for x, values in known]))
+    grid, values = on_grid(known, over)
+    point, low, high = intervals(values)
     columns = {"x": grid, "iqm": point, "low": low, "high": high}
     return {name: [plain(value) for value in column] for name, column in columns.items()}
 
@@ -94,6 +94,13 @@ def shared_grid(axes: Sequence[np.ndarray]) -> np.ndarray:
         return first
     start, end = max(axis[0] for axis in axes), min(axis[-1] for axis in axes)
     return np.linspace(min(start, end), end, _POINTS)
+
+
+def on_grid(series: Sequence[Series], over: str) -> tuple[np.ndarray, np.ndarray]:
+    """The shared grid of runs, `[C]`, and their values there, `[R, C]`."""
+    axes = [getattr(one, over) for one in series]
+    grid = shared_grid(axes)
+    return grid, np.stack([np.interp(grid, x, one.values) for x, one in zip(axes, series, strict=True)])
 
 
 def to_threshold(series: Sequence[Series], threshold: float) -> dict[str, Any] | None:
@@ -111,13 +118,13 @@ def to_threshold(series: Sequence[Series], threshold: float) -> dict[str, Any] |
     for over in ("env_steps", "seconds"):
         times = [math.inf if i is None else getattr(one, over)[i] for one, i in zip(known, first, strict=True)]
         medians[over] = plain(float(np.median(times)))
-    aggregate = curve(known, "env_steps")
-    crossed = [x for x, value in zip(aggregate["x"], aggregate["iqm"], strict=True) if value >= threshold]
+    grid, values = on_grid(known, "env_steps")
+    crossed = grid[iqm(values) >= threshold]
     return {
         "reached": sum(i is not None for i in first),
         "runs": len(known),
         **medians,
-        "iqm_env_steps": crossed[0] if crossed else None,
+        "iqm_env_steps": plain(crossed[0]) if len(crossed) else None,
     }
 
 

@@ -137,7 +137,7 @@ def _relative(called: str, bases: Sequence[str]) -> str:
     try:
         base = os.path.commonpath(bases)
     except ValueError:  # some are URIs, some are not
-        return called
+        return called.lstrip("/")
     return os.path.relpath(called, base)
 
 

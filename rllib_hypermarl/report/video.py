@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
+import numpy as np
 from matplotlib import patches, patheffects
-from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..env import BatchedEnv, Mark
 from ..errors import EnvError, ReportError
@@ -60,7 +59,7 @@ def check_video(path: Path) -> None:
     """
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ReportError(f"--video {path}: expected a name that ends in .gif or .mp4")
-    if path.suffix.lower() == ".mp4" and _ffmpeg() is None:
+    if path.suffix.lower() == ".mp4" and not _has_ffmpeg():
         raise ReportError(f"--video {path}: needs ffmpeg (pip install imageio-ffmpeg), or a name that ends in .gif")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ReportError(f"--video {path}: cannot be written; its directory must be there")
@@ -103,16 +102,21 @@ def film(net: TeamNet, env: BatchedEnv, episodes: int, *, seed: int, title: str)
 
 def write_video(films: Sequence[Film], path: Path, *, fps: int = 10) -> None:
     """Writes films side by side; where an episode of one is over, it waits for the others."""
-    figure = Figure(figsize=(4.2 * len(films), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(list(_frames(films)), path, fps)
+
+
+def _frames(films: Sequence[Film]) -> Iterator[Image.Image]:
+    figure = Figure(figsize=(4.2 * len(films), 4.6), dpi=100)
+    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(films), squeeze=False)[0]
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.9, wspace=0.04)
     limits = [_limits([other for other in films if other.agents == one.agents]) for one in films]  # to one scale
-    with _writer(path, fps) as writer, writer.saving(figure, str(path), dpi=100):
-        for number, played in enumerate(zip(*(one.episodes for one in films), strict=True), start=1):
-            for step in range(max(len(episode.pictures) for episode in played) + _HOLD):
-                for axes, one, episode, limit in zip(panels, films, played, limits, strict=True):
-                    _draw(axes, one, episode, step, limit, number)
-                writer.grab_frame()
+    for number, played in enumerate(zip(*(one.episodes for one in films), strict=True), start=1):
+        for step in range(max(len(episode.pictures) for episode in played) + _HOLD):
+            for axes, one, episode, limit in zip(panels, films, played, limits, strict=True):
+                _draw(axes, one, episode, step, limit, number)
+            canvas.draw()
+            yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def _draw(axes: Axes, shown: Film, episode: Episode, step: int, limits: tuple[float, ...], number: int) -> None:
@@ -137,8 +141,8 @@ def _draw(axes: Axes, shown: Film, episode: Episode, step: int, limits: tuple[fl
                 _short(mark.name), (mark.x, mark.y), (5, 4), textcoords="offset points", fontsize=8, color=colour,
                 fontweight="bold", zorder=4, path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
-        look: dict[str, Any] = {"facecolor": colour, "edgecolor": "black" if is_agent else "0.3", "linewidth": 0.7}
-        look["alpha"] = 1.0 if is_agent else 0.35
+        look: dict[str, Any] = {"facecolor": to_rgba(colour, 1.0 if is_agent else 0.35), "edgecolor": "black"}
+        look |= {"linewidth": 0.7 if is_agent else 0.5}
         if mark.gone:
             look |= {"facecolor": "none", "linestyle": ":"}
         axes.add_patch(_shape(mark, least, zorder=3 if is_agent else 1, **look))
@@ -168,20 +172,32 @@ def _short(agent: str) -> str:
     return digits[-1] if digits else agent[:3]
 
 
-@contextlib.contextmanager
-def _writer(path: Path, fps: int) -> Iterator[AbstractMovieWriter]:
-    if path.suffix.lower() == ".gif":
-        yield PillowWriter(fps=fps)
-        return
-    with matplotlib.rc_context({"animation.ffmpeg_path": _ffmpeg()}):
-        yield FFMpegWriter(fps=fps, codec="libx264", extra_args=["-pix_fmt", "yuv420p", "-loglevel", "error"])
+def _write_gif(frames: list[Image.Image], path: Path, fps: int) -> None:
+    """With one palette and without dithering, so that a frame holds little more than what has moved."""
+    first, last = frames[0], frames[-1]
+    both = Image.new("RGB", (first.width, 2 * first.height))
+    both.paste(first, (0, 0))
+    both.paste(last, (0, first.height))
+    palette = both.quantize(128)
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=1000 // fps, loop=0)
 
 
-def _ffmpeg() -> str | None:
-    """The ffmpeg of imageio-ffmpeg, else the one on the PATH."""
+def _write_mp4(frames: list[Image.Image], path: Path, fps: int) -> None:
+    from imageio_ffmpeg import write_frames
+
+    options = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    writer = write_frames(str(path), frames[0].size, fps=fps, **options)
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame.tobytes())
+    writer.close()
+
+
+def _has_ffmpeg() -> bool:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
 
-        return get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        return shutil.which("ffmpeg")
+        return bool(get_ffmpeg_exe())
+    except (ImportError, RuntimeError):  # RuntimeError: the package came without a program
+        return False

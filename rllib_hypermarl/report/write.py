@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import ReportError
 from .figures import task_figures
 from .grouping import group_runs
 from .marl_eval import marl_eval_data
@@ -29,7 +30,7 @@ def write_report(
         What was written, the page first; and `run` and `why` of the runs that were left out.
 
     Raises:
-        ReportError: no run can be read, or rliable is missing.
+        ReportError: no run can be read, rliable is missing, or the report cannot be written.
     """
     runs, broken = read_runs(directories)
     tasks, others = group_runs(runs)
@@ -37,7 +38,6 @@ def write_report(
     numbers = report_numbers(tasks, left_out, threshold)
     for_marl_eval, notes = marl_eval_data(tasks)
     images = [task_figures(task, threshold) for task in numbers["tasks"]]
-    out.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {
         "report.html": render(numbers, images, notes).encode(),
         "report.json": _json(numbers),
@@ -46,11 +46,15 @@ def write_report(
     for task, drawn in zip(numbers["tasks"], images, strict=True):
         prefix = f"{_slug(task['name'])}_" if len(images) > 1 else ""
         files |= {f"{prefix}{name}.png": png for name, png in drawn.items()}
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-    if store is not None:
-        for run in [run for task in tasks for group in task.groups for run in group.runs]:
-            keep(run, store)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+        if store is not None:
+            for run in [run for task in tasks for group in task.groups for run in group.runs]:
+                keep(run, store)
+    except OSError as error:
+        raise ReportError(f"{error.filename}: cannot be written ({error.strerror})") from error
     return [out / name for name in files], numbers["left_out"]
 
 

@@ -34,7 +34,7 @@ def test_the_documented_format(made, store):
     data, notes = made
     assert notes == [
         "games/specialisation: without sharing=full, which are not in all of its tasks",
-        "games/specialisation: the first 2 seeds of each group, of up to 3",
+        "games/specialisation: the first 2 of up to 3 seeds of each group",
     ]
     assert list(data) == ["games_specialisation"]
     tasks = data["games_specialisation"]

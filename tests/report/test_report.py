@@ -263,7 +263,7 @@ def test_the_command_writes_and_names_what_it_left_out(store, tmp_path, capfd, m
     monkeypatch.chdir(tmp_path)
     assert run(["report", str(store), "--out", "report", "--threshold", "0.5"]) == 0
     told = capfd.readouterr()
-    assert told.out.startswith("report/report.html, report/report.json, report/marl_eval.json, ")
+    assert told.out == "report/report.html, report/report.json, report/marl_eval.json\n"
     assert "left out: none/seed_3 is unfinished: 512 of 1,024 env steps\n" in told.err
     assert run(["report", f"file://{store}/mlp", f"file://{store}/none", "--out", "copied"]) == 0
     (task,) = json.loads((tmp_path / "copied/report.json").read_text())["tasks"]
@@ -278,6 +278,7 @@ def test_the_command_writes_and_names_what_it_left_out(store, tmp_path, capfd, m
     [
         (["broken"], "error: config: unknown key 'hypermarl.sharring'"),
         (["nothing"], "holds no run"),
+        (["full", "--out", "file/report"], "file/report: cannot be written (Not a directory)"),
         (["full", "--threshold", "high"], "'high' is not a valid float"),
     ],
 )
@@ -285,6 +286,7 @@ def test_the_command_writes_and_names_what_it_left_out(store, tmp_path, capfd, m
 def test_a_report_on_nothing_is_refused_in_one_line(store, capfd, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "file").write_text("")
     where = arguments[0] if arguments[0] == "nothing" else str(store / arguments[0])
     assert run(["report", where, *arguments[1:]]) == 2
     error = capfd.readouterr().err
