@@ -12,9 +12,9 @@ import yaml
 
 from rllib_hypermarl import load_policy
 from tests.helpers import ROOT, STEPS, environment, wait_until, write_config
+from tests.ray_head import Head, free_port
 from tests.serving.load import Load
 from tests.serving.teams import write_bundle
-from tests.system.test_jobs import Head, free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
