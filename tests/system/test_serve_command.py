@@ -247,6 +247,7 @@ def test_direct_ingress_of_this_ray_answers_on_the_replicas_own_ports(bundles):
     """A canary: direct ingress is a flag of Ray's, which no page of its promises."""
     server = Server(bundles[0], "--replicas", 2, "--ingress", "direct")
     urls = [f"http://127.0.0.1:{server.port + 1 + i}" for i in range(2)]
+    wait_until(lambda: all(_listens(server.port + 1 + i) for i in range(2)), server.process)
     for url in (server.url, *urls):
         assert "uvicorn" in httpx.get(f"{url}/readyz").headers["server"]
         with TeamClient(url, retries=0) as client:
