@@ -126,14 +126,14 @@ def test_padding_makes_unlike_agents_alike():
     env = make("mpe2.simple_speaker_listener_v4", **pad)
     assert env.agents == ("speaker_0", "listener_0")
     assert {space.shape for space in env.observation_spaces.values()} == {(11,)}
-    envs.check_shapes(env, env.reset(0), "padded")
+    envs.StepCheck(env, "padded")(env.reset(0))
 
 
 def test_pictures_become_vectors_when_asked_to():
     small = [{"color_reduction_v0": {"mode": "full"}}, {"resize_v1": {"x_size": 10, "y_size": 10}}, "flatten_v0"]
     env = make("butterfly.pistonball_v6", num_envs=1, n_pistons=2, wrappers=small)
     step = env.reset(0)
-    envs.check_shapes(env, step, "small pictures")
+    envs.StepCheck(env, "small pictures")(step)
     assert step.obs.shape == (1, 2, 100) and step.obs.std() > 1
     env.close()
 

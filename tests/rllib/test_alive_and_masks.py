@@ -141,7 +141,7 @@ def test_frozen_policies_and_dead_agents_go_together():
     algo.stop()
 
 
-@pytest.mark.parametrize("sharing", SHARING)
+@pytest.mark.parametrize("sharing", ["hyper_mlp", "full"])
 def test_a_team_that_dies_learns_and_its_returns_count_while_it_lives(sharing):
     algo = build(sharing=sharing)
     first = algo.train()["env_runners"]

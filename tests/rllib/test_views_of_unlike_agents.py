@@ -80,8 +80,16 @@ def build(masked, **networks):
     )
 
 
-@pytest.mark.parametrize("sharing", SHARING)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("sharing", "masked"),
+    [("hyper_mlp", True)]
+    + [
+        pytest.param(s, m, marks=pytest.mark.system)
+        for s in SHARING
+        for m in (True, False)
+        if (s, m) != ("hyper_mlp", True)
+    ],
+)
 def test_a_team_of_unlike_agents_learns_in_stock_rllib(sharing, masked):
     algo = build(masked, sharing=sharing)
     results = [algo.train()["env_runners"] for _ in range(6)]
