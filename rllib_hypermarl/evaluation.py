@@ -31,7 +31,7 @@ def evaluate(
     """
     generator = torch.Generator(device=env.device)
     generator.manual_seed(seed if seed is not None else torch.seed())
-    weights = net.generate("actor")
+    weights, memory = net.generate("actor"), net.blank("actor", env.num_envs, env.device)
     quota = torch.full((env.num_envs,), num_episodes // env.num_envs, device=env.device)
     quota[: num_episodes % env.num_envs] += 1
     step = env.reset(seed)
@@ -40,9 +40,11 @@ def evaluate(
     returns, lengths = [], []
     limit = (env.max_episode_steps or _LONGEST) * int(quota.max())
     for _ in range(limit):
-        before, dist = step, net.policy(step.observed(), weights, step.allowed())
+        before, dist = step, net.policy(step.observed(), weights, step.allowed(), memory)
         actions = dist.to_env(dist.sample(generator) if explore else dist.mode())
         step = env.step(actions.transpose(0, 1))
+        if memory is not None:
+            memory.forget(step.forgets(before))
         reward = step.reward if before.alive is None else step.reward.masked_fill(~before.alive, 0.0)
         running, length = running + reward, length + 1
         done = step.terminated | step.truncated
