@@ -51,7 +51,7 @@ class Counter(envs.BatchedEnv):
         ("game/specialisation", "did you mean 'games/specialisation'"),
         ("specialisation", "did you mean 'games/specialisation'"),
         ("games/", "games/s"),
-        ("games/zzz", "valid are games/specialisation, games/synchronisation"),
+        ("games/zzz", "valid are games/recall, games/specialisation, games/synchronisation"),
         ("vmas/disperson", "did you mean 'vmas/dispersion'"),
     ],
 )

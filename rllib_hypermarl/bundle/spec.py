@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
-SCHEMA_VERSION = 1
-"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
+SCHEMA_VERSION = 2
+"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`. 1 had
+neither agents with actions of their own nor memory."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
 """Of a bundle, and of the weights that it generates: 1 GiB of single precision."""
@@ -74,7 +75,7 @@ class BundleSpec(_Model):
         files: sha256 of each file beside this one.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     kind: Literal["frozen", "full"]
     agents: tuple[str, ...]
     observations: dict[str, Observation]

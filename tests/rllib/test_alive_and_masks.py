@@ -112,7 +112,11 @@ def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, shari
     algo.stop()
 
 
-@pytest.mark.parametrize("more", [{}, {"normalise_obs": True, "normalise_values": True}], ids=["plain", "normalised"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"normalise_obs": True, "normalise_values": True}, {"memory": "lstm", "memory_size": 4, "sequence_length": 5}],
+    ids=["plain", "normalised", "memory"],
+)
 def test_what_is_said_of_agents_that_are_not_alive_touches_nothing(rollout, more):
     learned = []
     for disturbed in (False, True):
