@@ -70,9 +70,9 @@ def trained(*overrides, iterations=12):
     return played.returns.mean().item(), runner._episodes.recent().returns.mean().item()
 
 
-@pytest.mark.parametrize("memory", ["gru", "lstm"])
-def test_a_team_that_remembers_solves_the_game(memory):
-    greedy, sampled = trained(f"hypermarl.memory={memory}", iterations=15)
+@pytest.mark.parametrize(("memory", "iterations"), [("gru", 15), ("lstm", 30)])
+def test_a_team_that_remembers_solves_the_game(memory, iterations):
+    greedy, sampled = trained(f"hypermarl.memory={memory}", iterations=iterations)
     assert greedy > 0.95 and sampled > 0.9
 
 
