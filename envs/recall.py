@@ -19,8 +19,8 @@ class Recall(BatchedEnv):
 
     Best is 1 per agent and episode, chance is 1 / n_cues: without memory, and also without an identity, since agents
     that see the same must answer differently. Observations `[n_cues + 1]`: the cue, one-hot, at the first step; at the
-    last one the sign to answer, a 1 at the end; zeros between them. Episodes *terminate* after 2 + delay steps; all E envs
-    run in step, so one counter serves them all.
+    last one the sign to answer, a 1 at the end; zeros between them. Episodes *terminate* after 2 + delay steps; all E
+    envs run in step, so one counter serves them all.
 
     Args:
         n_agents: the number of agents.

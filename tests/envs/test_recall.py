@@ -54,6 +54,7 @@ def test_wrong_arguments_are_named(wrong):
 SMALL = (
     "env_config={n_agents: 3, n_cues: 3, delay: 4}", "env_runners.rollout_fragment_length=12", "run.device=cpu",
     "training.train_batch_size_per_learner=768", "training.minibatch_size=192", "hypermarl.sequence_length=6",
+    "training.lr=1e-3",
 )  # fmt: skip
 
 
