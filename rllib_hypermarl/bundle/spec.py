@@ -16,8 +16,7 @@ from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
 SCHEMA_VERSION = 2
-"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`. 1 had
-neither agents with actions of their own nor memory."""
+"""Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
 """Of a bundle, and of the weights that it generates: 1 GiB of single precision."""

@@ -121,7 +121,7 @@ def test_the_spec_is_plain_json_that_says_what_is_inside(tmp_path):
     assert data["model"]["policies"] == ["one", "two", "three"] and data["model"]["agent_policies"] == [0, 1, 1, 2]
     assert data["observations"]["agent_3"] == {"size": OBS, "low": -2.0, "high": [1.0, 2.0, 3.0, 4.0, "Infinity"]}
     assert data["model"]["actions"]["high"] == [1.0, "Infinity"]
-    assert data["provenance"] == {"env_steps": 3} and data["schema_version"] == 2
+    assert data["provenance"] == {"env_steps": 3} and data["schema_version"] == SCHEMA_VERSION
 
 
 def test_a_bundle_of_schema_1_is_read_for_ever():

@@ -202,14 +202,20 @@ def test_gradients_end_where_sequences_begin():
     assert torch.equal(touched, expected) and not reached[1:].any()
 
 
-def test_the_networks_that_sampled_find_their_own_log_probabilities_and_values():
-    runner, learner = team()
-    runner.sample()
+@pytest.mark.parametrize("more", [{}, {"normalise_obs": True, "normalise_values": True}], ids=["plain", "normalised"])
+@pytest.mark.parametrize(
+    "central", [{}, {"critic": "central", "env_config": {"with_state": True}}], ids=["own", "state"]
+)
+def test_the_networks_that_sampled_find_their_own_log_probabilities_and_values(more, central):
+    runner, learner = team(**more, **central)
+    learner.update(batch=runner.sample())
+    runner.copy_weights(learner.module, 1)
     rollout = runner.sample()
     rows, index, value, _ = minibatch_of(learner, rollout)
     with torch.no_grad():
         dist = learner.net.policy(rows["obs"], learner.net.generate(), None, rows["actor_memory"])
-        again = learner.net.value(rows["obs"], None, learner.net.generate(), rows["critic_memory"])
+        state = rows["state"][0] if central else None
+        again = learner.net.value(rows["obs"], state, learner.net.generate(), rows["critic_memory"])
     here = rows["alive"]
     torch.testing.assert_close(dist.log_prob(rows["actions"])[here], rows["logp"][here], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(again, value.flatten(1)[:, index], rtol=1e-5, atol=1e-5)
