@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..env import BatchedEnv, Mark, Step
+from .recall import Recall
 
 REQUIRES = None
 
@@ -109,12 +110,12 @@ class Synchronisation(MatrixGame):
         return 1 / (n - k + 1)
 
 
-_GAMES = {"specialisation": Specialisation, "synchronisation": Synchronisation}
+_GAMES = {"recall": Recall, "specialisation": Specialisation, "synchronisation": Synchronisation}
 
 
 def names() -> list[str]:
     return sorted(_GAMES)
 
 
-def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_config: Any) -> MatrixGame:
+def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_config: Any) -> BatchedEnv:
     return _GAMES[name](num_envs, device, **env_config)

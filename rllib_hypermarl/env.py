@@ -77,6 +77,12 @@ class Step:
         mask = self.action_mask.transpose(0, 1)
         return mask if self.alive is None else mask | ~self.alive.T.unsqueeze(-1)
 
+    def forgets(self, before: Step) -> Tensor:
+        """For whom nothing of what came before counts after this step: the episode ended, or the agent died, or was not
+        alive. `[1, E]`, or `[N, E]` where agents come and go. Args: before: as of `survivors`."""
+        ended = (self.terminated | self.truncated).unsqueeze(0)
+        return ended if before.alive is None else ended | ~(before.alive & self.survivors(before)).T
+
     def survivors(self, before: Step) -> Tensor:
         """`[E, N]`, who was alive at the end of this step, episodes that ended in it included. Args: before: of it."""
         if self.final_alive is not None:

@@ -40,6 +40,10 @@ class ReportError(HyperMARLError, ValueError):
     exit_status = 2
 
 
+class MemoryMissingError(HyperMARLError, ValueError):
+    """A team with memory was asked to act by somebody who keeps none for it."""
+
+
 class CheckpointError(HyperMARLError, RuntimeError):
     """A checkpoint that is missing or damaged."""
 

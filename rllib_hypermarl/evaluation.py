@@ -34,10 +34,14 @@ def evaluate(
     """
     generator = torch.Generator(device=env.device)
     generator.manual_seed(seed if seed is not None else torch.seed())
-    weights = net.generate("actor")
+    weights, memory = net.generate("actor"), net.blank("actor", env.num_envs, env.device)
+    before: Step | None = None
 
     def act(step: Step) -> Tensor:
-        dist = net.policy(step.observed(), weights, step.allowed())
+        nonlocal before
+        if memory is not None and before is not None:
+            memory.forget(step.forgets(before))
+        before, dist = step, net.policy(step.observed(), weights, step.allowed(), memory)
         return dist.to_env(dist.sample(generator) if explore else dist.mode())
 
     return play(act, env, num_episodes, seed=seed, name=name)
@@ -47,7 +51,7 @@ def evaluate(
 def play(
     act: Callable[[Step], Tensor], env: BatchedEnv, num_episodes: int, *, seed: int | None, name: str = "env"
 ) -> Episodes:
-    """As `evaluate`, with anything that acts: `act` turns a step of the env into actions `[N, E, ...]`."""
+    """As `evaluate`, with anything that acts: `act` turns each step of the env into actions `[N, E, ...]`."""
     quota = torch.full((env.num_envs,), num_episodes // env.num_envs, device=env.device)
     quota[: num_episodes % env.num_envs] += 1
     step = env.reset(seed)

@@ -35,6 +35,8 @@ class Rollout:
         alive: `[N, T, E]` bool, of envs whose agents come and go: who acted. All else that is of the others is
             meaningless; their observations are zeros.
         died: `[N, T, E]` bool, beside `alive`: who acted, and was not alive any more after the step.
+        actor_memory, critic_memory: `[N, S, E, size]`, of teams with memory: what they remembered at the start of each
+            of S sequences of equal length that the T steps are.
     """
 
     obs: Tensor
@@ -52,6 +54,8 @@ class Rollout:
     action_mask: Tensor | None = None
     alive: Tensor | None = None
     died: Tensor | None = None
+    actor_memory: Tensor | None = None
+    critic_memory: Tensor | None = None
 
     def env_steps(self) -> int:
         """T * E."""
@@ -64,6 +68,11 @@ class Rollout:
     def ends(self) -> tuple[Tensor, Tensor]:
         """Who terminated, and who was truncated: `[T, E]` each; the former `[N, T, E]` where agents die."""
         return self.terminated if self.died is None else self.terminated | self.died, self.truncated
+
+    def forgets(self) -> Tensor:
+        """`[N or 1, T, E]` bool, for whom nothing of what came before the end of a step counts any more."""
+        ended = (self.terminated | self.truncated).unsqueeze(0)
+        return ended if self.alive is None else ended | self.died | ~self.alive
 
     def arrays(self) -> Rollout:
         """The same in NumPy arrays, which travel between processes without being copied."""
@@ -83,7 +92,7 @@ class Rollout:
 # The axis of the envs in each field of a rollout; of the final ones, of the episodes that were cut.
 _ENV_AXIS = {
     "obs": 2, "actions": 2, "logp": 2, "reward": 2, "terminated": 1, "truncated": 1, "last_obs": 1, "state": 1,
-    "last_state": 0, "action_mask": 2, "alive": 2, "died": 2,
+    "last_state": 0, "action_mask": 2, "alive": 2, "died": 2, "actor_memory": 2, "critic_memory": 2,
 }  # fmt: skip
 
 

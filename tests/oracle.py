@@ -93,6 +93,64 @@ def forward(net: TeamNet, head: str, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def core_step(net: TeamNet, head: str, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of a GRU (Cho et al. 2014, as PyTorch has it) or an LSTM: what comes out, and the new state."""
+    cell, size = net.cores[head].cell, net.spec.memory_size
+    h, tanh = state[:size], torch.tanh
+    read = (cell.weight_ih @ x + cell.bias_ih).split(size)
+    kept = (cell.weight_hh @ h + cell.bias_hh).split(size)
+    if net.spec.memory == "gru":
+        reset, update = sigmoid(read[0] + kept[0]), sigmoid(read[1] + kept[1])
+        h = (1 - update) * tanh(read[2] + reset * kept[2]) + update * h
+        return h, h
+    take, keep, new, out = (a + b for a, b in zip(read, kept, strict=True))
+    c = sigmoid(keep) * state[size:] + sigmoid(take) * tanh(new)
+    h = sigmoid(out) * tanh(c)
+    return h, torch.cat([h, c])
+
+
+def recall(net: TeamNet, head: str, agent: int, row: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One agent, one observation: what its head puts out, and the state of its memory afterwards."""
+    policy, encoder = net.spec.agent_policies[agent], f"{head}_encoder"
+    encoded = forward_row(net, encoder, policy_layers(net, encoder, policy), policy, row)
+    seen, state = core_step(net, head, ACTIVATIONS[net.spec.heads[encoder].activation](encoded), state)
+    return forward_row(net, head, policy_layers(net, head, policy), policy, seen), state
+
+
+def recall_all(net: TeamNet, head: str, x: Tensor, start: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+    """All agents, steps and envs, one by one.
+
+    Args:
+        x: `[N, T, E, in]`.
+        start: `[N, S, E, size]`, the state at the start of S sequences that T is cut into.
+        lost: `[N, T, E]` bool, whose state is zero after the step.
+
+    Returns:
+        What heads put out `[N, T, E, out]`, and the states after each step, before anything is lost `[N, T, E, size]`.
+    """
+    agents, steps, envs = x.shape[:3]
+    length = steps // start.shape[1]
+    outputs, states = {}, {}
+    for n in range(agents):
+        for e in range(envs):
+            for t in range(steps):
+                if t % length == 0:
+                    state = start[n, t // length, e]
+                elif lost[n, t - 1, e]:
+                    state = torch.zeros_like(state)
+                outputs[n, t, e], state = recall(net, head, n, x[n, t, e], state)
+                states[n, t, e] = state
+    stack = [torch.stack([found[key] for key in sorted(found)]) for found in (outputs, states)]
+    return tuple(one.view(agents, steps, envs, -1) for one in stack)
+
+
 def gradients(loss: Tensor, net: TeamNet) -> dict[str, Tensor]:
     """Gradient per parameter name; zeros where the loss does not reach."""
     named = dict(net.named_parameters())

@@ -50,8 +50,8 @@ class Counter(envs.BatchedEnv):
         ("games/specialization", "did you mean 'games/specialisation'"),
         ("game/specialisation", "did you mean 'games/specialisation'"),
         ("specialisation", "did you mean 'games/specialisation'"),
-        ("games/", "games/s"),
-        ("games/zzz", "valid are games/specialisation, games/synchronisation"),
+        ("games/", "games/"),
+        ("games/zzzzzzzzzz", "valid are games/recall, games/specialisation, games/synchronisation"),
         ("vmas/disperson", "did you mean 'vmas/dispersion'"),
     ],
 )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .contexts import Embedding
+from .memory import Core
 from .sharing import Direct, HyperNetwork
 
 
@@ -99,6 +100,22 @@ def init_direct(source: Direct, scheme: str) -> None:
         else:
             weight.copy_(orthogonal(len(weight), i, o, gain))
             bias.zero_()
+
+
+@torch.no_grad()
+def init_core(core: Core, scheme: str) -> None:
+    """Recurrent cores: gates orthogonal in the state, LeCun-normal in the input, biases zero (Flax's cells, which the
+    reference uses); or PyTorch's own."""
+    if scheme == "framework":
+        core.cell.reset_parameters()
+        return
+    for weight, bias in ((core.cell.weight_ih, core.cell.bias_ih), (core.cell.weight_hh, core.cell.bias_hh)):
+        bias.zero_()
+        for gate in weight.split(core.size):  # [size, in] each
+            if weight is core.cell.weight_hh:
+                gate.copy_(orthogonal(1, *gate.shape, gain=1.0)[0])
+            else:
+                lecun_normal_(gate.T)
 
 
 def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 100) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from .distributions import ActionSpec
@@ -13,11 +14,18 @@ Context = Literal["embedding", "one_hot"]
 Init = Literal["paper", "exact", "framework"]
 Activation = Literal["relu", "tanh"]
 Reads = Literal["obs", "team", "state"]
+MemoryKind = Literal["gru", "lstm"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 CONTEXTS: tuple[str, ...] = get_args(Context)
 INITS: tuple[str, ...] = get_args(Init)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+MEMORIES: tuple[str, ...] = get_args(MemoryKind)
+
+
+def encoder_of(head: str) -> str:
+    """The name of the head that reads for another one, in a team with memory."""
+    return f"{head}_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +79,9 @@ class ModelSpec:
         normalise_obs: whether heads read observations (and states) normalised by running statistics.
         normalise_values: whether critics put out values normalised by running statistics of their targets.
         frozen: policies that act with a snapshot of their actor's weights, whatever happens to the parameters.
+        memory: `gru` or `lstm`: before each head an encoder, the head `encoder_of` it, and a recurrent core that all
+            agents share; the head reads what the core puts out. None: heads read for themselves.
+        memory_size: of a core's output, the `in_dim` of the head behind it.
     """
 
     policies: tuple[str, ...]
@@ -85,6 +96,8 @@ class ModelSpec:
     normalise_values: bool = False
     frozen: tuple[str, ...] = ()
     agent_actions: tuple[ActionSpec, ...] | None = None
+    memory: MemoryKind | None = None
+    memory_size: int = 128
 
     def __post_init__(self) -> None:
         if self.actions is not None and "actor" not in self.heads:
@@ -101,6 +114,15 @@ class ModelSpec:
             raise ValueError(
                 f"frozen is {self.frozen}: expected some of policies {self.policies}, of a spec with an actor"
             )
+        if self.memory not in (None, *MEMORIES):
+            raise ValueError(f"memory is {self.memory!r}, valid are {', '.join(MEMORIES)} and None")
+        if self.memory is not None and self.frozen:
+            raise ValueError(f"frozen is {self.frozen}: policies with memory share a core that goes on learning")
+        encoded = {name for name in self.heads if encoder_of(name) in self.heads}
+        if encoded != (set(self.heads) - set(map(encoder_of, encoded)) if self.memory is not None else set()):
+            raise ValueError(f"memory is {self.memory!r}: with one, and only then, every head has an encoder")
+        if any(self.heads[name].in_dim != self.memory_size for name in encoded):
+            raise ValueError(f"heads behind a core must have its in_dim, memory_size {self.memory_size}")
         if self.context not in (None, *CONTEXTS):
             raise ValueError(f"context is {self.context!r}, valid are {', '.join(CONTEXTS)} and None")
         if self.init not in INITS:
@@ -112,6 +134,14 @@ class ModelSpec:
                 raise ValueError(f"heads[{name!r}].reads is {head.reads!r}, valid are {get_args(Reads)}")
             if head.activation not in ACTIVATIONS:
                 raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
+
+    def reader(self, head: str) -> HeadSpec:
+        """Who reads what a head is about: its encoder in a team with memory, else the head itself."""
+        return self.heads[head if self.memory is None else encoder_of(head)]
+
+    def with_encoders(self, heads: Iterable[str]) -> list[str]:
+        """The heads and whoever reads for them."""
+        return [name for head in heads for name in (head, encoder_of(head)) if name == head or name in self.heads]
 
     @property
     def reads_state(self) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import TransferError
+from ..errors import MemoryMissingError, TransferError
 from .contexts import Embedding, OneHot
 from .distributions import Distribution
 from .frozen import Snapshot
-from .init import init_direct, init_embedding, init_hypernetwork
+from .init import init_core, init_direct, init_embedding, init_hypernetwork
+from .memory import Core, Memory
 from .normalise import RunningNorm
 from .sharing import Axis, HyperNetwork, Layer, make_source
-from .spec import ModelSpec
+from .spec import ModelSpec, encoder_of
 
 Weights = dict[str, list[Layer]]
 _OBS_LIMIT = 10.0  # standard deviations
@@ -101,6 +102,10 @@ class TeamNet(nn.Module):
         for name, head in spec.heads.items():
             dim = self.contexts[spec.context_of(head)].dim if head.sharing.startswith("hyper") else 0
             self.sources[name] = make_source(head, num_policies, dim, spec.hypernet_hidden)
+        self.cores = nn.ModuleDict()
+        for name in spec.heads if spec.memory is not None else ():
+            if encoder_of(name) in spec.heads:
+                self.cores[name] = Core(spec.memory, spec.heads[encoder_of(name)].out_dim, spec.memory_size)
         self.register_parameter("log_std", None)
         if spec.actions is not None and spec.actions.continuous:
             own = spec.agent_actions
@@ -117,9 +122,9 @@ class TeamNet(nn.Module):
         self.register_buffer("actions_used", used, persistent=False)
         self.norms = nn.ModuleDict()  # of what heads read: `obs`, `state`; and of `value`s
         if spec.normalise_obs:
-            self.norms["obs"] = RunningNorm(spec.heads["actor"].in_dim, limit=_OBS_LIMIT)
+            self.norms["obs"] = RunningNorm(spec.reader("actor").in_dim, limit=_OBS_LIMIT)
             if spec.reads_state:
-                self.norms["state"] = RunningNorm(spec.heads["critic"].in_dim, limit=_OBS_LIMIT)
+                self.norms["state"] = RunningNorm(spec.reader("critic").in_dim, limit=_OBS_LIMIT)
         if spec.normalise_values:
             self.norms["value"] = RunningNorm(1, window=_VALUE_WINDOW)
         self.snapshot: Snapshot | None = None
@@ -143,6 +148,8 @@ class TeamNet(nn.Module):
                 init_hypernetwork(source, self._context(name), self.spec.init)
             else:
                 init_direct(source, self.spec.init)
+        for core in self.cores.values():
+            init_core(core, self.spec.init)
         self.freeze(*self.spec.frozen)
 
     def _context(self, head: str) -> Tensor | None:
@@ -150,8 +157,9 @@ class TeamNet(nn.Module):
         return self.contexts[self.spec.context_of(spec)]() if spec.sharing.startswith("hyper") else None
 
     def generate(self, *heads: str) -> Weights:
-        """The target weights of the named heads (all of them if none is named), for every policy."""
-        weights = {name: self.sources[name](self._context(name)) for name in heads or self.sources}
+        """The target weights of the named heads and their encoders (all if none is named), for every policy."""
+        names = self.spec.with_encoders(heads) or self.sources
+        weights = {name: self.sources[name](self._context(name)) for name in names}
         if self.snapshot is not None and "actor" in weights:
             weights["actor"] = self.snapshot.put_in(weights["actor"], len(self.spec.policies))
         return weights
@@ -170,23 +178,55 @@ class TeamNet(nn.Module):
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
         return self.norms[kind](x) if kind in self.norms else x
 
-    def action_inputs(self, obs: Tensor, weights: Weights) -> Tensor:
+    # ---------------------------------------------------------------------------------------------------- memory
+
+    def blank(self, head: str, width: int, device: torch.device) -> Memory | None:
+        """What agents remember in `width` episodes that begin; None for teams without memory."""
+        if head not in self.cores:
+            return None
+        size = self.cores[head].state_dim
+        return Memory(torch.zeros(len(self.spec.agent_policies), width, size, device=device))
+
+    def _recalled(self, head: str, x: Tensor, weights: Weights, memory: Memory | None) -> Tensor:
+        """What a head reads, `[N, B, in]`; moves its memory on, where it has one.
+
+        Raises:
+            MemoryMissingError: the team has memory, and none was given.
+        """
+        if head not in self.cores:
+            return x
+        if memory is None:
+            raise MemoryMissingError(
+                f"this team has memory ({self.spec.memory}) and acts on whole episodes: its networks cannot be asked "
+                "about single observations"
+            )
+        encoder = encoder_of(head)
+        seen = _ACTIVATIONS[self.spec.heads[encoder].activation](self(encoder, x, weights))
+        seen, memory.state = self.cores[head](seen, memory.state, memory.lost)
+        return seen
+
+    # -------------------------------------------------------------------------------------------- actors and critics
+
+    def action_inputs(self, obs: Tensor, weights: Weights, memory: Memory | None = None) -> Tensor:
         """What the actors put out. Args: as `policy`'s. Returns `[N, B, out]`."""
         if self.snapshot is None or "obs" not in self.norms:
-            return self("actor", self.normalised("obs", obs), weights)
+            return self("actor", self._recalled("actor", self.normalised("obs", obs), weights, memory), weights)
         norm = self.norms["obs"]
         by_policy = self.snapshot.put_in_norm(norm, len(self.spec.policies))
         return self("actor", norm(obs, *(x[self.groups.policy_of].unsqueeze(1) for x in by_policy)), weights)
 
-    def policy(self, obs: Tensor, weights: Weights, action_mask: Tensor | None = None) -> Distribution:
+    def policy(
+        self, obs: Tensor, weights: Weights, action_mask: Tensor | None = None, memory: Memory | None = None
+    ) -> Distribution:
         """The agents' action distributions.
 
         Args:
             obs: `[N, B, obs]`.
             weights: with the head `actor`.
             action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
+            memory: of teams that have one, the actors'; this moves it on.
         """
-        spec, inputs, used = self.spec.actions, self.action_inputs(obs, weights), self.actions_used
+        spec, inputs, used = self.spec.actions, self.action_inputs(obs, weights, memory), self.actions_used
         if spec.continuous:
             bounds = self.action_low, self.action_high
             return spec.distribution(inputs, self.agent_log_std(), *bounds, action_mask, used)
@@ -203,26 +243,32 @@ class TeamNet(nn.Module):
             log_std = log_std[self.groups.policy_of].unsqueeze(1)
         return log_std
 
-    def value(self, obs: Tensor, state: Tensor | None, weights: Weights) -> Tensor:
+    def value(self, obs: Tensor, state: Tensor | None, weights: Weights, memory: Memory | None = None) -> Tensor:
         """The agents' values.
 
         Args:
             obs: `[N, B, obs]`.
             state: `[B, state]`, of envs that have one.
             weights: with the head `critic`.
+            memory: of teams that have one, the critics'; this moves it on.
 
         Returns:
             `[N, B]`, in units of the reward.
         """
-        reads = self.spec.heads["critic"].reads
+        value = self("critic", self.follow(obs, state, weights, memory), weights)
+        return (self.norms["value"].inverse(value) if "value" in self.norms else value).squeeze(-1)
+
+    def follow(self, obs: Tensor, state: Tensor | None, weights: Weights, memory: Memory | None) -> Tensor:
+        """What the critics' heads read, `[N, B, in]`; takes `value`'s arguments. Memory moves on as in `value`, with
+        no more of the weights than the head `critic_encoder`."""
+        reads = self.spec.reader("critic").reads
         if reads == "state":
             state = self.normalised("state", state)
         else:
             obs = self.normalised("obs", obs)
             state = obs.transpose(0, 1).flatten(1) if reads == "team" else None
         x = obs if reads == "obs" else state.expand(len(obs), *state.shape)
-        value = self("critic", x, weights)
-        return (self.norms["value"].inverse(value) if "value" in self.norms else value).squeeze(-1)
+        return self._recalled("critic", x, weights, memory)
 
     # --------------------------------------------------------------------------------------------- changing teams
 
@@ -275,6 +321,8 @@ class TeamNet(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""
         counts = {name: sum(p.numel() for p in source.parameters()) for name, source in self.sources.items()}
+        if self.cores:
+            counts["memory"] = sum(p.numel() for p in self.cores.parameters())
         counts["context"] = sum(p.numel() for p in self.contexts.parameters())
         if self.log_std is not None:
             counts["log_std"] = self.log_std.numel()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import TransferError
 from .sharing import Axis
-from .spec import ModelSpec
+from .spec import ModelSpec, encoder_of
 from .team import TeamNet
 
 Rows = list[tuple[int, int]]
@@ -36,7 +36,7 @@ def transfer(
         TransferError: the networks do not fit, or a policy or head does not exist. Nothing has been copied.
     """
     like, shared = dict(like or {}), [name for name in target.spec.heads if name in source.spec.heads]
-    heads = shared if heads is None else heads
+    heads = shared if heads is None else target.spec.with_encoders(heads)
     for name in heads:
         if name not in shared:
             raise TransferError(f"no head {name!r} to transfer; both teams have {', '.join(shared) or 'none'}")
@@ -58,6 +58,7 @@ def transfer(
         part, which, *_ = f"{name}.".split(".")
         left_out = {
             "sources": which not in heads,
+            "cores": which not in heads,
             "contexts": which not in contexts,
             "log_std": "actor" not in heads,
             "norms": which != "obs" and "critic" not in heads,  # statistics of states and values are the critic's
@@ -117,7 +118,8 @@ def _misfits(source: ModelSpec, target: ModelSpec, name: str) -> Iterator[str]:
     """What keeps a head from being transferred, in words."""
     there, here = source.heads[name], target.heads[name]
     if there.reads == here.reads == "team" and there.in_dim != here.in_dim:
-        others = [repr(head) for head in target.heads if target.heads[head].reads != "team"]
+        encoders = set(map(encoder_of, target.heads))
+        others = [repr(h) for h, head in target.heads.items() if head.reads != "team" and h not in encoders]
         yield (
             f"{name} reads the observations of the whole team, {there.in_dim} numbers there and {here.in_dim} here, "
             f"and cannot be transferred to another team size (leave it out: heads=({', '.join(others)},))"
@@ -125,6 +127,8 @@ def _misfits(source: ModelSpec, target: ModelSpec, name: str) -> Iterator[str]:
         return
     pairs = {key: (getattr(there, key), getattr(here, key))
              for key in ("in_dim", "out_dim", "hidden", "sharing", "activation", "reads")}  # fmt: skip
+    for key in ("memory", "memory_size") if source.memory or target.memory else ():
+        pairs[key] = getattr(source, key), getattr(target, key)
     pairs["normalise_obs"] = source.normalise_obs, target.normalise_obs
     if name == "critic":
         pairs["normalise_values"] = source.normalise_values, target.normalise_values

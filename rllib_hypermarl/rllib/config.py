@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-import yaml
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -22,8 +20,8 @@ from ..errors import ConfigError
 from ..losses import PPOLossConfig
 from ..nets import ModelSpec
 from ..nets.distributions import Bound, LogStd
-from ..nets.spec import Activation, Context, Init, Sharing
-from .grammar import GROUPS, apply_overrides, check_keys, check_type, read_yaml
+from ..nets.spec import Activation, Context, Init, MemoryKind, Sharing
+from .grammar import Grouped, check_type
 from .model import build_model_spec
 from .policies import OWN, Patterns
 
@@ -44,7 +42,7 @@ def to_hyper(agent_id: str, episode: Any = None, **kwargs: Any) -> str:
     return HYPER
 
 
-class HyperMARLConfig(PPOConfig):
+class HyperMARLConfig(Grouped, PPOConfig):
     """Config of `HyperMARL`; see docs/config.md for every key and every default that differs from PPO's.
 
     config = (
@@ -86,6 +84,11 @@ class HyperMARLConfig(PPOConfig):
         self.init_heads: Sequence[Head] = ("actor", "critic")
         self.trainable: Trainable = "all"
         self.frozen: Sequence[str] = ()
+        self.memory: MemoryKind | None = None
+        self.memory_size = 128
+        self.memory_encoder_hidden: Sequence[int] = (128,)
+        self.memory_encoder_sharing: Sharing = "full"
+        self.sequence_length: int | None = None
 
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
@@ -145,6 +148,11 @@ class HyperMARLConfig(PPOConfig):
         init_heads: Sequence[Head] = NotProvided,
         trainable: Trainable = NotProvided,
         frozen: Sequence[str] = NotProvided,
+        memory: MemoryKind | None = NotProvided,
+        memory_size: int = NotProvided,
+        memory_encoder_hidden: Sequence[int] = NotProvided,
+        memory_encoder_sharing: Sharing = NotProvided,
+        sequence_length: int | None = NotProvided,
     ) -> HyperMARLConfig:
         """Sets the networks, and of their training what RLlib's `training` has no key for.
 
@@ -177,6 +185,12 @@ class HyperMARLConfig(PPOConfig):
             init_heads: what is taken from there, `actor` and `critic` or one of them.
             trainable: `all`, or `contexts`: learned embeddings move, everything else stays.
             frozen: policies that act with the weights they start with, and learn nothing.
+            memory: actors and critics each read through an encoder and a recurrent core (`gru` or `lstm`) that all
+                agents share. None: agents see the present only.
+            memory_size: of a core's state and output.
+            memory_encoder_hidden: sizes of the encoders' layers, the last one is what a core reads.
+            memory_encoder_sharing: where encoder weights come from, as `sharing`; `full`: one for all (the paper's).
+            sequence_length: steps that gradients go back through (truncated BPTT). None: all of a rollout.
         """
         return self._set("hypermarl", locals())
 
@@ -234,62 +248,6 @@ class HyperMARLConfig(PPOConfig):
                 setattr(self, key, check_type(type(self), group, key, value))
         return self
 
-    # ---------------------------------------------------------------------------------------------------------- YAML
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> HyperMARLConfig:
-        """Reads a config file and applies overrides `group.key=value`.
-
-        Raises:
-            ConfigError: one line that names the key and what to do.
-        """
-        data = read_yaml(path)
-        if "search" in data:
-            raise ConfigError(f"{path} describes a sweep: run it with `tune`")
-        return cls.from_groups(apply_overrides(data, overrides))
-
-    @classmethod
-    def from_groups(cls, data: dict[str, Any]) -> HyperMARLConfig:
-        """Makes a config of nested groups, as a YAML file holds them."""
-        config = cls()
-        check_keys(cls, data)
-        if not isinstance(data.get("env"), str):
-            raise ConfigError(f"env is {data.get('env')!r}: expected a name such as vmas/dispersion, or module:Attr")
-        if not isinstance(data.get("env_config") or {}, dict):
-            raise ConfigError(f"env_config is {data['env_config']!r}: expected keys below it")
-        config.environment(data["env"], env_config=data.get("env_config") or {})
-        if data.get("policies") is not None:
-            config.multi_agent(policies=data["policies"])
-        for group, keys in data.items():
-            if group in GROUPS:
-                values = {key: check_type(cls, group, key, value) for key, value in keys.items()}
-                try:
-                    getattr(config, group)(**values)
-                except ConfigError:
-                    raise
-                except (TypeError, ValueError) as error:  # RLlib's own
-                    raise ConfigError(f"{group}: {' '.join(str(error).split())}") from error
-        return config
-
-    def to_groups(self) -> dict[str, Any]:
-        """The config as nested groups of plain values; `from_groups` reads it back."""
-        groups: dict[str, Any] = {
-            "env": f"{self.env.__module__}:{self.env.__qualname__}" if isinstance(self.env, type) else self.env,
-            "env_config": dict(self.env_config),
-            "policies": {k: v if isinstance(v, str) else list(v) for k, v in self.policy_patterns.items()},
-        }
-        for group, keys in GROUPS.items():
-            values = {key: getattr(self, key) for key in keys}
-            groups[group] = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-        return groups
-
-    def to_yaml(self, path: str | Path | None = None) -> str:
-        """The config as YAML text, also written to `path` if given."""
-        text = yaml.safe_dump(self.to_groups(), sort_keys=False, default_flow_style=None, width=120)
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
     # ----------------------------------------------------------------------------------------------------- validation
 
     def validate(self) -> None:
@@ -335,6 +293,10 @@ class HyperMARLConfig(PPOConfig):
         if isinstance(self.env, str):
             return envs.make(self.env, num_envs=num_envs, device=device, **self.env_config)
         return self.env(num_envs=num_envs, device=device, **self.env_config)
+
+    def steps_of_sequence(self) -> int:
+        """Steps of the sequences that teams with memory learn from."""
+        return self.sequence_length or self.get_rollout_fragment_length()
 
     def initial_lr(self) -> float:
         """The learning rate, or where its schedule begins."""

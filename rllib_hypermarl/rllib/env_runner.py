@@ -16,13 +16,15 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils import metrics as names
 from ray.rllib.utils.checkpoints import Checkpointable
+from torch import Tensor
 
 from .. import env as envs
 from ..env import BatchedEnv, Step
 from ..episodes import Episodes, EpisodeTracker
 from ..errors import EnvError, HyperMARLError
 from ..evaluation import evaluate
-from ..nets import ModelSpec, TeamNet
+from ..nets import Memory, ModelSpec, TeamNet
+from ..nets.spec import encoder_of
 from ..rollout import Rollout, RolloutBuffer
 from .config import HYPER, MODEL_SPEC, STATE, HyperMARLConfig
 from .resources import granted_cpus
@@ -85,6 +87,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self._evaluation_env: BatchedEnv | None = None
         self._episodes: EpisodeTracker | None = None
         self._step: Step | None = None  # the last one; None before the first reset
+        self._memory: dict[str, Memory] = {}  # by head, of teams that have one; at `_step`
         if self._spaces is None:
             self.make_env()
         self.make_module()
@@ -188,23 +191,47 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
 
     @torch.no_grad()
     def _rollout(self, length: int) -> Rollout:
-        weights = self.net.generate("actor")
+        net, weights = self.net, self.net.generate("actor")
         obs_dim = self._step.obs.shape[-1]
-        acts = self.net.spec.actions
+        acts = net.spec.actions
         sizes = len(self.env.agents), length, self.env.num_envs, obs_dim
-        with_state = self.net.spec.reads_state
+        with_state = net.spec.reads_state
         state_dim = self.env.state_space.shape[0] if with_state else None
         buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
         self._env_seconds = 0.0
-        for _ in range(length):
+        for head in net.cores.keys() - self._memory.keys():
+            self._memory[head] = net.blank(head, self.env.num_envs, self.device)
+        memory, remembered = self._memory.get("actor"), []
+        for t in range(length):
             before, obs = self._step, self._step.observed()
-            dist = self.net.policy(obs, weights, before.allowed())
+            if memory is not None and t % self.config.steps_of_sequence() == 0:
+                remembered.append(memory.state)
+            dist = net.policy(obs, weights, before.allowed(), memory)
             actions = dist.sample(self._generator)
             step = self._ask_env("step", dist.to_env(actions).transpose(0, 1))
             self._check_step(step)
             buffer.add(obs, actions, dist.log_prob(actions), step, before)
+            if memory is not None:
+                memory.forget(step.forgets(before))
             self._step = step
-        return buffer.finish(self._step.observed(), self._step.state if with_state else None)
+        rollout = buffer.finish(self._step.observed(), self._step.state if with_state else None)
+        if memory is not None:
+            rollout.actor_memory = torch.stack(remembered, dim=1)
+        if "critic" in net.cores:
+            rollout.critic_memory = self._follow(rollout, self._memory["critic"])
+        return rollout
+
+    def _follow(self, rollout: Rollout, memory: Memory) -> Tensor:
+        """Takes the critics' memory through a rollout. Returns it at the start of every sequence, `[N, S, E, size]`."""
+        length, lost, remembered = self.config.steps_of_sequence(), rollout.forgets(), []
+        weights = self.net.generate(encoder_of("critic"))
+        for first in range(0, len(rollout.terminated), length):
+            remembered.append(memory.state)
+            steps = slice(first, first + length)
+            memory.lost = lost[:, steps].flatten(1, 2)
+            state = None if rollout.state is None else rollout.state[steps].flatten(0, 1)
+            self.net.follow(rollout.obs[:, steps].flatten(1, 2), state, weights, memory)
+        return torch.stack(remembered, dim=1)
 
     def _ask_env(self, method: str, argument: Any) -> Step:
         start = time.perf_counter()
@@ -307,6 +334,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
                 "env": self.env.get_state(),
                 "step": self._step,
                 "episodes": self._episodes.get_state(),
+                "memory": {head: memory.state for head, memory in self._memory.items()},
             }
         return state
 
@@ -332,9 +360,11 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             self.env.set_state(state["env"])
             self._step = state["step"]
             self._episodes.set_state(state["episodes"])
+            self._memory = {head: Memory(x) for head, x in state.get("memory", {}).items()}  # before 0.2 there is none
         else:  # the env cannot go on from where it was: its episodes start afresh, from a seed of their own
             self._step = self._ask_env("reset", self._first_seed())
             self._episodes.set_state(state["episodes"], keep_running=False)
+            self._memory = {}
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         return (), {"config": self.config}

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pydantic
 import yaml
@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound", "optim", "huber_delta",
         "normalise_obs", "normalise_values", "adaptive_lr_kl", "early_stop_kl", "sample_ahead",
         "init_from", "init_like", "init_heads", "trainable", "frozen",
+        "memory", "memory_size", "memory_encoder_hidden", "memory_encoder_sharing", "sequence_length",
     ),
     "training": (
         "lr", "gamma", "lambda_", "use_critic", "clip_param", "vf_loss_coeff", "entropy_coeff", "grad_clip",
@@ -163,3 +164,61 @@ def check_keys(config_class: type, data: Mapping[str, Any]) -> None:
             if _declaring(config_class, group, key):
                 raise ConfigError(f"{name}: HyperMARL does not honour this RLlib setting; leave it out")
             raise ConfigError(f"unknown key {name!r}: {nearest(name, valid)}")
+
+
+class Grouped:
+    """What a config needs to be written and read as nested groups, in YAML or not."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Reads a config file and applies overrides `group.key=value`.
+
+        Raises:
+            ConfigError: one line that names the key and what to do.
+        """
+        data = read_yaml(path)
+        if "search" in data:
+            raise ConfigError(f"{path} describes a sweep: run it with `tune`")
+        return cls.from_groups(apply_overrides(data, overrides))
+
+    @classmethod
+    def from_groups(cls, data: dict[str, Any]) -> Self:
+        """Makes a config of nested groups, as a YAML file holds them."""
+        config = cls()
+        check_keys(cls, data)
+        if not isinstance(data.get("env"), str):
+            raise ConfigError(f"env is {data.get('env')!r}: expected a name such as vmas/dispersion, or module:Attr")
+        if not isinstance(data.get("env_config") or {}, dict):
+            raise ConfigError(f"env_config is {data['env_config']!r}: expected keys below it")
+        config.environment(data["env"], env_config=data.get("env_config") or {})
+        if data.get("policies") is not None:
+            config.multi_agent(policies=data["policies"])
+        for group, keys in data.items():
+            if group in GROUPS:
+                values = {key: check_type(cls, group, key, value) for key, value in keys.items()}
+                try:
+                    getattr(config, group)(**values)
+                except ConfigError:
+                    raise
+                except (TypeError, ValueError) as error:  # RLlib's own
+                    raise ConfigError(f"{group}: {' '.join(str(error).split())}") from error
+        return config
+
+    def to_groups(self) -> dict[str, Any]:
+        """The config as nested groups of plain values; `from_groups` reads it back."""
+        groups: dict[str, Any] = {
+            "env": f"{self.env.__module__}:{self.env.__qualname__}" if isinstance(self.env, type) else self.env,
+            "env_config": dict(self.env_config),
+            "policies": {k: v if isinstance(v, str) else list(v) for k, v in self.policy_patterns.items()},
+        }
+        for group, keys in GROUPS.items():
+            values = {key: getattr(self, key) for key in keys}
+            groups[group] = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return groups
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The config as YAML text, also written to `path` if given."""
+        text = yaml.safe_dump(self.to_groups(), sort_keys=False, default_flow_style=None, width=120)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text

@@ -28,8 +28,8 @@ from ..rollout import Rollout, gae, next_values, returns_to_go
 from .collective import Collective
 from .config import HYPER
 from .resources import granted_cpus
+from .sequences import Sequences, values_at_once, values_in_order
 
-_VALUE_ROWS = 16_384  # rows (t, e) per chunk of the value pass: bounds its memory
 _LR_RANGE, _LR_STEP = (1e-6, 1e-2), 1.5  # of the adaptive learning rate
 _Statistics = tuple[Tensor, Tensor, Tensor]
 """Of a minibatch's advantages: standard deviation, mean, and their number (per learner)."""
@@ -110,13 +110,16 @@ class HyperMARLLearner(PPOTorchLearner):
         self._set_lr(_at(self._lr, env_steps) if self._adapted_lr is None else self._adapted_lr)
 
         value, advantage = self._values_and_advantages(rollout)
-        rows = _rows(rollout, value, advantage)
+        rows, sequences = _rows(rollout, value, advantage), Sequences.of(rollout)
         for key in {"logp", "value", "advantage", "alive"} & rows.keys():  # what frozen policies did teaches nobody
             rows[key] = self.net.trained(rows[key])
         if "value" in self.net.norms:
             self._update_norm("value", (rows["advantage"] + rows["value"]).unsqueeze(-1), rows.get("alive"))
-        num_minibatches = max(1, round(num_rows / self.config.minibatch_size))
-        orders = [self._shuffled(num_rows).tensor_split(num_minibatches) for _ in range(self.config.num_epochs)]
+        num_minibatches = min(max(1, round(num_rows / self.config.minibatch_size)), sequences.count)
+        orders = [
+            [sequences.rows(chosen) for chosen in self._shuffled(sequences.count).tensor_split(num_minibatches)]
+            for _ in range(self.config.num_epochs)
+        ]
         statistics = self._statistics(rows["advantage"], rows.get("alive"), orders)
         totals: dict[str, Tensor] = {}
         steps = 0
@@ -124,6 +127,7 @@ class HyperMARLLearner(PPOTorchLearner):
             kl_before = totals.get("mean_kl_loss", 0)
             for index in order:
                 minibatch = {key: tensor.index_select(1, index) for key, tensor in rows.items()}
+                minibatch |= sequences.memories(index)
                 loss, stats = self._loss(minibatch, next(statistics), loss_config)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -144,13 +148,18 @@ class HyperMARLLearner(PPOTorchLearner):
     def _loss(
         self, rows: dict[str, Tensor], statistics: _Statistics | None, config: PPOLossConfig
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once."""
+        """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once.
+
+        Args:
+            rows: as `_rows` returns them; of teams with memory with those of `Sequences.memories`.
+        """
         net, values = self.net, {"value": None, "old_value": None, "value_target": None}
         weights = net.generate()
-        dist = net.policy(rows["obs"], weights, rows.get("action_mask"))
+        dist = net.policy(rows["obs"], weights, rows.get("action_mask"), rows.get("actor_memory"))
         if self.config.use_critic:
+            state = rows["state"][0] if "state" in rows else None
             values = {
-                "value": net.trained(net.value(rows["obs"], rows["state"][0] if "state" in rows else None, weights)),
+                "value": net.trained(net.value(rows["obs"], state, weights, rows.get("critic_memory"))),
                 "old_value": rows["value"],
                 "value_target": rows["advantage"] + rows["value"],
             }
@@ -172,14 +181,8 @@ class HyperMARLLearner(PPOTorchLearner):
         if not self.config.use_critic:
             advantage = returns_to_go(rollout.reward, ends[0] | ends[1], self.config.gamma)
             return torch.zeros_like(advantage), advantage
-        net, weights = self.net, self.net.generate("critic")
-        num_agents, length, num_envs, _ = rollout.obs.shape
-        obs = rollout.obs.flatten(1, 2)
-        chunks = list(_chunks(obs, None if rollout.state is None else rollout.state.flatten(0, 1)))
-        chunks += [(rollout.last_obs, rollout.last_state), (rollout.final_obs, rollout.final_state)]
-        values = torch.cat([net.value(x, state, weights) for x, state in chunks], dim=1)
-        value, last, final = values.split([length * num_envs, num_envs, rollout.final_obs.shape[1]], dim=1)
-        value = value.view(num_agents, length, num_envs)
+        find_values = values_at_once if rollout.critic_memory is None else values_in_order
+        value, last, final = find_values(self.net, rollout)
         following = next_values(value, last, final, rollout.final_index)
         return value, gae(rollout.reward, value, following, *ends, self.config.gamma, self.config.lambda_)
 
@@ -302,10 +305,3 @@ def _rows(rollout: Rollout, value: Tensor, advantage: Tensor) -> dict[str, Tenso
         if getattr(rollout, key) is not None:
             rows[key] = getattr(rollout, key).flatten(1, 2)
     return rows
-
-
-def _chunks(obs: Tensor, state: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Chunks of rows `[N, rows, obs]`, with their states `[rows, state]` where there are any."""
-    for first in range(0, obs.shape[1], _VALUE_ROWS):
-        rows = slice(first, first + _VALUE_ROWS)
-        yield obs[:, rows], None if state is None else state[rows]

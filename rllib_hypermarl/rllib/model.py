@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
 from ..errors import ConfigError
 from ..nets import ActionSpec, HeadSpec, ModelSpec
+from ..nets.spec import encoder_of
 from .policies import map_agents
 
 if TYPE_CHECKING:
@@ -56,10 +59,13 @@ def build_model_spec(
     if config.critic == "central":
         reads = ("team", obs_dim * len(agents)) if state_space is None else ("state", state_space.shape[0])
         critic = dataclasses.replace(critic, reads=reads[0], in_dim=reads[1])
+    heads = {"actor": actor, "critic": critic} if config.use_critic else {"actor": actor}
+    if config.memory is not None:
+        heads = dict(itertools.chain.from_iterable(_with_memory(config, *item) for item in heads.items()))
     spec = ModelSpec(
         policies=policies,
         agent_policies=tuple(policies.index(policy_of[agent]) for agent in agents),
-        heads={"actor": actor, "critic": critic} if config.use_critic else {"actor": actor},
+        heads=heads,
         context=config.context,
         embedding_dim=config.embedding_dim,
         hypernet_hidden=tuple(config.hypernet_hidden),
@@ -69,6 +75,8 @@ def build_model_spec(
         normalise_values=config.normalise_values,
         frozen=tuple(config.frozen),
         agent_actions=None if all(spec == actions for spec in own) else tuple(own),
+        memory=config.memory,
+        memory_size=config.memory_size if config.memory is not None else ModelSpec.memory_size,
     )
     embedded = [h for h in spec.heads.values() if "hyper" in h.sharing and spec.context_of(h) == "embedding"]
     if embedded and config.embedding_dim == 1 and len(policies) > 2:
@@ -78,6 +86,15 @@ def build_model_spec(
             "hypermarl.trainable is 'contexts', but no network reads learned embeddings: nothing to train"
         )
     return spec
+
+
+def _with_memory(config: HyperMARLConfig, name: str, head: HeadSpec) -> list[tuple[str, HeadSpec]]:
+    """A head behind a recurrent core, and the encoder that reads in its place."""
+    *hidden, out_dim = config.memory_encoder_hidden
+    encoder = dataclasses.replace(
+        head, out_dim=out_dim, hidden=tuple(hidden), sharing=config.memory_encoder_sharing, out_gain=math.sqrt(2.0)
+    )
+    return [(name, dataclasses.replace(head, in_dim=config.memory_size)), (encoder_of(name), encoder)]
 
 
 def _action_spec(config: HyperMARLConfig, agent: str, space: gym.Space) -> ActionSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -95,7 +96,7 @@ def check_values(config: HyperMARLConfig) -> None:
         for key in keys:
             check_type(type(config), group, key, getattr(config, key))
     positive = {
-        "hypermarl": ("embedding_dim",),
+        "hypermarl": ("embedding_dim", "memory_size"),
         "training": ("clip_param", "num_epochs", "minibatch_size", "train_batch_size_per_learner"),
         "env_runners": ("num_envs_per_env_runner", "sample_timeout_s"),
         "run": ("stop_env_steps", "checkpoint_seconds"),
@@ -124,7 +125,9 @@ def check_values(config: HyperMARLConfig) -> None:
         if config.normalise_values or config.critic == "central" or needless:
             key = next(iter(needless), "normalise_values" if config.normalise_values else "critic")
             fail(f"hypermarl.{key}", getattr(config, key), "there is no critic (training.use_critic is false)")
-    for key in ("hypernet_hidden", "actor_hidden", "critic_hidden"):
+    if config.memory is not None:
+        _check_memory(config, fail)
+    for key in ("hypernet_hidden", "actor_hidden", "critic_hidden", "memory_encoder_hidden"):
         if any(size < 1 for size in getattr(config, key)):
             fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")
     if config.grad_clip is not None and not config.grad_clip > 0:
@@ -156,6 +159,21 @@ def check_values(config: HyperMARLConfig) -> None:
     unknown = set(config.evaluation_config or {}) - {"explore"}
     if unknown:
         fail("evaluation.evaluation_config", config.evaluation_config, "only the key explore is supported")
+
+
+def _check_memory(config: HyperMARLConfig, fail: Callable[[str, Any, str], None]) -> None:
+    """What teams with memory can do, and how their rollouts are cut."""
+    if config.frozen:
+        why = "policies of a team with memory share its cores, which go on learning; set hypermarl.memory to null"
+        fail("hypermarl.frozen", list(config.frozen), why)
+    if not config.memory_encoder_hidden:
+        fail("hypermarl.memory_encoder_hidden", [], "an encoder needs at least one layer")
+    fragment, length = config.get_rollout_fragment_length(), config.steps_of_sequence()
+    if length < 1 or fragment % length:
+        fail("hypermarl.sequence_length", config.sequence_length, f"must divide rollout_fragment_length, {fragment}")
+    if config.minibatch_size < length:
+        why = f"too small for one sequence of {length} steps; set hypermarl.sequence_length, or make it bigger"
+        fail("training.minibatch_size", config.minibatch_size, why)
 
 
 def _check_batch(config: HyperMARLConfig) -> None:

@@ -141,7 +141,7 @@ def test_what_schema_2_says_of_networks_has_not_changed():
     fields = {part.__name__: " ".join(field.name for field in dataclasses.fields(part)) for part in parts}
     assert SCHEMA_VERSION == 2 and fields == {
         "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden init actions normalise_obs "
-        "normalise_values frozen agent_actions",
+        "normalise_values frozen agent_actions memory memory_size",
         "HeadSpec": "in_dim out_dim hidden sharing activation out_gain reads",
         "ActionSpec": "choices low high log_std bound",
     }

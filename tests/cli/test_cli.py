@@ -117,7 +117,7 @@ def test_help_is_instant_and_needs_no_ray():
 def test_envs_lists_names_and_shows_one(capfd):
     assert run(["envs", "--json"]) == 0
     listing = json.loads(capfd.readouterr().out)
-    assert listing["games"] == {"requires": None, "names": ["specialisation", "synchronisation"]}
+    assert listing["games"] == {"requires": None, "names": ["recall", "specialisation", "synchronisation"]}
     assert "dispersion" in listing["vmas"]["names"]
     assert listing["pettingzoo"]["also_requires"]["sisl.*"] == "pettingzoo[sisl]"
     assert run(["envs", "games", "--json"]) == 0

@@ -74,6 +74,22 @@ def test_a_resumed_run_that_evaluates_is_the_run_that_never_stopped(tmp_path):
     assert equal(train_on(checkpoints.load(checkpoint), 3), train_on(never_stopped, 3))
 
 
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_a_resumed_team_with_memory_remembers(tmp_path, memory):
+    """Bit for bit, from the middle of an episode; without what it remembered, it is another run."""
+    game = "env=games/recall", "env_config={n_agents: 4, delay: 3}", f"hypermarl.memory={memory}"
+    never_stopped = build(*game, "hypermarl.memory_size=8")
+    never_stopped.train()
+    checkpoint = checkpoints.save(never_stopped, tmp_path)
+    forgetful = checkpoints.load(checkpoint)
+    for kept in forgetful.env_runner._memory.values():
+        assert kept.state.any()
+        kept.state.zero_()
+    expected = train_on(never_stopped, 2)
+    assert equal(train_on(checkpoints.load(checkpoint), 2), expected)
+    assert not equal(train_on(forgetful, 2), expected)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -269,3 +269,19 @@ def test_what_cannot_be_done_to_a_team_is_named_and_not_done():
     assert all(torch.equal(value, before[name]) for name, value in weights(algo).items())
     algo.train()
     algo.stop()
+
+
+def test_a_team_with_memory_can_get_one_more_policy():
+    algo = build("hypermarl.memory=gru", "hypermarl.memory_size=8", *EVALUATING)
+    algo.train()
+    core, before = learner(algo).net.cores["actor"].cell, adam(algo)
+    algo.add_policy("new", "agent_3", like="agent_0")
+    now = learner(algo).net.cores["actor"].cell
+    assert now is not core and all(torch.equal(a, b) for a, b in zip(now.parameters(), core.parameters(), strict=True))
+    assert all(torch.equal(adam(algo)[name]["exp_avg"], before[name]["exp_avg"]) for name in before if "cores" in name)
+    assert "new" in learner(algo).net.spec.policies and runners_agree(algo)
+    algo.train()
+    assert algo.evaluate()["env_runners"]["num_episodes"] == 3
+    with pytest.raises(ConfigError, match=r"hypermarl.frozen is .*: policies of a team with memory share its cores"):
+        algo.freeze_policy("new")
+    algo.stop()

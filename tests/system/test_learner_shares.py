@@ -34,8 +34,9 @@ def build(*overrides):
             "hypermarl.normalise_values=true",
             "training.entropy_coeff=1",
         ),
+        ("hypermarl.memory=gru", "hypermarl.memory_size=8", "hypermarl.sequence_length=4"),
     ],
-    ids=["hyper_mlp", "central", "mixed"],
+    ids=["hyper_mlp", "central", "mixed", "memory"],
 )
 def test_two_learners_on_half_the_rollout_each_have_the_gradient_of_one_on_the_whole(options):
     one, both = build(*ONE_STEP, *options), build(*TWO, *HALF_STEP, *options)

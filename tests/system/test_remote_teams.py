@@ -77,3 +77,19 @@ def test_learners_runners_and_restarted_runners_get_the_changed_team(tmp_path):
         assert_equal(of_runner, learned)
     started.train()
     started.stop()
+
+
+def test_remote_runners_remember_and_learners_find_what_they_did():
+    """The networks that sampled, asked again in sequences, give every action the probability that it had."""
+    memory = "hypermarl.memory=gru", "hypermarl.memory_size=8", "hypermarl.sequence_length=4"
+    one_step = "training.num_epochs=1", "training.minibatch_size=128", "env=games/recall", "env_config={delay: 3}"
+    algo = build(*memory, *one_step)
+    for iteration in range(3):
+        learned = algo.train()["learners"]["hyper"]
+        assert abs(learned["mean_kl_loss"]) < 1e-6 and learned["clip_fraction"] == 0, iteration
+    remembered = algo.env_runner_group.foreach_env_runner(
+        lambda runner: runner._memory["actor"].state, local_env_runner=False
+    )
+    assert all(state.any() for state in remembered) and not torch.equal(*remembered)
+    assert_equal(*parameters(algo))
+    algo.stop()
