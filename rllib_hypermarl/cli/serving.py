@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 from ray import serve
@@ -54,10 +54,11 @@ def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> No
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
         with (
-            _noted(asked, signal.SIGHUP),
+            _handled(asked.put, signal.SIGHUP),
             ray_session(),
+            _handled(_stop, signal.SIGINT, signal.SIGTERM),  # not before: ray.init puts handlers of its own
             _serving(settings, host, port, timeout) as handle,
-            _noted(asked, signal.SIGINT, signal.SIGTERM),  # not before: ray.init puts handlers of its own
+            _handled(asked.put, signal.SIGINT, signal.SIGTERM),
         ):
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
             print(f"serving version {policy.version}, agents {', '.join(policy.spec.agents)}", flush=True)
@@ -69,9 +70,7 @@ def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> No
     finally:
         if private:
             _wait_until_free(host, port)
-    stopped = StoppedBySignal(signum)
-    print(stopped, file=sys.stderr)
-    raise stopped
+    _stop(signum)
 
 
 @contextlib.contextmanager
@@ -103,14 +102,20 @@ def _reload(handle: serve.DeploymentHandle) -> None:
             print(f"serving version {report['version']}", flush=True)
 
 
+def _stop(signum: int) -> None:
+    stopped = StoppedBySignal(signum)
+    print(stopped, file=sys.stderr)
+    raise stopped
+
+
 @contextlib.contextmanager
-def _noted(asked: queue.SimpleQueue[int], *signals: int) -> Iterator[None]:
-    before = {number: signal.signal(number, lambda signum, _: asked.put(signum)) for number in signals}
+def _handled(handler: Callable[[int], None], *signals: int) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda signum, _: handler(signum)) for number in signals}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _direct_urls(settings: Settings, url: str) -> list[str]:

@@ -165,8 +165,13 @@ class Team:
         return await asyncio.get_running_loop().run_in_executor(self._torch, function, *arguments)
 
 
-def build(settings: Settings) -> serve.Application:
-    """The application of a served team."""
+def build(settings: Settings | dict[str, Any]) -> serve.Application:
+    """The application of a served team.
+
+    Raises:
+        ValidationError: of pydantic, for settings that are no `Settings`.
+    """
+    settings = Settings.model_validate(settings)  # Serve does not see annotations that are strings, as ours
     return Team.options(
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.max_ongoing_requests,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from rllib_hypermarl.serving import Settings, build
@@ -167,6 +168,7 @@ def test_serve_takes_the_applications_and_an_open_address_has_a_token(name):
     for app in config.applications:
         module, _, attribute = app.import_path.partition(":")
         assert getattr(importlib.import_module(module), attribute) is build
+        assert isinstance(build(app.args), Application)
         settings = Settings(**app.args)
         assert config.http_options.host == "127.0.0.1" or settings.token_env
         (deployment,) = app.deployments

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import time
+import typing
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 class Server:
     """A process of the command `serve`."""
 
+    running: typing.ClassVar[set] = set()  # those that the test has to stop
+
     def __init__(self, bundle, *arguments, port=None, **env):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -33,6 +36,7 @@ class Server:
             for name, value in env.items():
                 patch.setenv(name, value)
             self.process = start("serve", bundle, "--port", self.port, *arguments, cwd=ROOT)
+        self.running.add(self)
         wait_until(self.ready, self.process)
 
     def ready(self):
@@ -55,10 +59,20 @@ class Server:
 
     def stop(self, signum=signal.SIGTERM):
         """Returns exit status, stdout and stderr, once nothing of it is left."""
+        self.running.discard(self)
         self.process.send_signal(signum)
         out, err = self.process.communicate(timeout=120)
         wait_until(lambda: not processes_of(self.process.pid))
         return self.process.returncode, out, err
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(served):
+    """A test that fails stops its servers, too."""
+    Server.running.discard(served)
+    yield
+    for server in list(Server.running):
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +210,7 @@ def test_a_stop_answers_what_was_asked_before(bundles):
         wait_until(lambda: load.count() > 30)
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(120)
+        server.running.discard(server)
     statuses = {getattr(error, "status", None) for error in load.errors}
     assert statuses <= {None, 404, 503}  # nobody there any more; never a 500, never a wrong answer
     wait_until(lambda: not processes_of(server.process.pid))
