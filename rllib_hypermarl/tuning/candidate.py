@@ -159,10 +159,14 @@ class Candidate(tune.Trainable):
 
 
 def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
-    """What a candidate takes: its own process, then the env runners and learners of each seed's run."""
+    """What a candidate takes: its own process, the first env runners of all seeds' runs, the second ones, and so on.
+
+    RLlib puts env runner i of every run into bundle i of the trial, which must have room for those of all seeds.
+    """
     run = HyperMARLConfig.from_groups(with_params(config["config"], config.get(PARAMS, {})))
     main = {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]}
-    actors = actor_bundles(run) * len(config["seeds"])
+    seeds = len(config["seeds"])
+    actors = [{kind: seeds * amount for kind, amount in bundle.items()} for bundle in actor_bundles(run)]
     return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
 
 

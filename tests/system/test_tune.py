@@ -90,6 +90,16 @@ def test_a_grid_is_ranked_and_its_best_can_be_trained_and_evaluated(whole_grid, 
     assert newest == table[0]["seeds"][1]
 
 
+def test_seeds_of_a_candidate_have_actors_of_their_own(tmp_path):
+    actors = ["env_runners.num_env_runners=2", "env_runners.num_cpus_per_env_runner=0.1", "learners.num_learners=2",
+              "learners.num_cpus_per_learner=0.1", "training.train_batch_size_per_learner=128",
+              f"run.stop_env_steps={256 * 5}"]  # fmt: skip
+    path = write_sweep(tmp_path, {"training.lr": {"grid": [1e-3]}}, actors, seeds=[0, 1])
+    done = processes.run("tune", path, "--out", tmp_path / "sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [len(rows(tmp_path / "sweep" / "candidates" / "0000" / f"seed_{seed}")) for seed in (0, 1)] == [5, 5]
+
+
 def kill_half_way(path, directory, number):
     driver = processes.start("tune", path, "--out", directory, cwd=path.parent)
     wait_until(lambda: finished(directory) >= number, driver)

@@ -26,9 +26,9 @@ def test_every_seed_s_actors_are_counted():
     config = {"config": game(*overrides), "seeds": [0, 1], "cpus_per_trial": 1, "gpus_per_trial": 0.25}
     bundles = candidate_bundles(config)
     assert bundles[0] == {"CPU": 1, "GPU": 0.25}
-    assert sorted(bundle["CPU"] for bundle in bundles[1:]) == [0.5] * 4 + [1] * 2
+    assert [bundle["CPU"] for bundle in bundles[1:]] == [2 * 0.5, 2 * 0.5, 2 * 1]  # by index, as RLlib places them
     config["params"] = {"env_runners.num_env_runners": 0}
-    assert len(candidate_bundles(config)) == 3
+    assert len(candidate_bundles(config)) == 2
 
 
 def test_a_node_that_does_not_see_the_sweep_s_directory_is_named(tmp_path):
