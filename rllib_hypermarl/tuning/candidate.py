@@ -6,6 +6,7 @@ import math
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,22 @@ class Candidate(tune.Trainable):
 def candidate_bundles(config: Mapping[str, Any]) -> list[dict[str, float]]:
     """What a candidate takes: its own process, the first env runners of all seeds' runs, the second ones, and so on.
 
-    RLlib puts env runner i of every run into bundle i of the trial, which must have room for those of all seeds.
+    RLlib puts env runner i of every run into bundle i of the trial, so that one must have room for those of all seeds.
+    Learners it puts anywhere: those of the first run must not take what env runners of the next one need, and so there
+    is room for all learners beside env runners that take the same kind of resource.
     """
     run = HyperMARLConfig.from_groups(with_params(config["config"], config.get(PARAMS, {})))
-    main = {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]}
-    seeds = len(config["seeds"])
-    actors = [{kind: seeds * amount for kind, amount in bundle.items()} for bundle in actor_bundles(run)]
-    return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in [main, *actors]]
+    seeds, actors = len(config["seeds"]), actor_bundles(run)
+    runners, learners = actors[: run.num_env_runners], actors[run.num_env_runners :]
+    anywhere = Counter[str]()
+    for bundle in learners if seeds > 1 else ():
+        anywhere.update({kind: seeds * amount for kind, amount in bundle.items()})
+    bundles = [
+        {"CPU": config["cpus_per_trial"], "GPU": config["gpus_per_trial"]},
+        *({kind: seeds * n + anywhere[kind] for kind, n in bundle.items() if n} for bundle in runners),
+        *({kind: seeds * n for kind, n in bundle.items()} for bundle in learners),
+    ]
+    return [{kind: float(amount) for kind, amount in bundle.items() if amount} for bundle in bundles]
 
 
 def check_shared(sweep: Storage) -> None:

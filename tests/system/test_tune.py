@@ -91,8 +91,8 @@ def test_a_grid_is_ranked_and_its_best_can_be_trained_and_evaluated(whole_grid, 
 
 
 def test_seeds_of_a_candidate_have_actors_of_their_own(tmp_path):
-    actors = ["env_runners.num_env_runners=2", "env_runners.num_cpus_per_env_runner=0.1", "learners.num_learners=2",
-              "learners.num_cpus_per_learner=0.1", "training.train_batch_size_per_learner=128",
+    actors = ["env_runners.num_env_runners=2", "env_runners.num_cpus_per_env_runner=0.05", "learners.num_learners=2",
+              "learners.num_cpus_per_learner=0.05", "training.train_batch_size_per_learner=128",
               f"run.stop_env_steps={256 * 5}"]  # fmt: skip
     path = write_sweep(tmp_path, {"training.lr": {"grid": [1e-3]}}, actors, seeds=[0, 1])
     done = processes.run("tune", path, "--out", tmp_path / "sweep", cwd=tmp_path)

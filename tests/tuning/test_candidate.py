@@ -26,7 +26,7 @@ def test_every_seed_s_actors_are_counted():
     config = {"config": game(*overrides), "seeds": [0, 1], "cpus_per_trial": 1, "gpus_per_trial": 0.25}
     bundles = candidate_bundles(config)
     assert bundles[0] == {"CPU": 1, "GPU": 0.25}
-    assert [bundle["CPU"] for bundle in bundles[1:]] == [2 * 0.5, 2 * 0.5, 2 * 1]  # by index, as RLlib places them
+    assert [bundle["CPU"] for bundle in bundles[1:]] == [2 * 0.5 + 2, 2 * 0.5 + 2, 2 * 1]  # see the docstring
     config["params"] = {"env_runners.num_env_runners": 0}
     assert len(candidate_bundles(config)) == 2
 
