@@ -93,30 +93,26 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_and_can_be_evaluated(bucket, tm
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("s3*"))
 
 
-@pytest.mark.parametrize("scheduler", ["none", "pbt"])
-def test_a_sweep_in_a_bucket_is_killed_and_goes_on(bucket, tmp_path, scheduler):
-    name, stop, members = f"sweep_{scheduler}", 128 * 40, 2 if scheduler == "none" else 4
+def test_a_sweep_in_a_bucket_is_killed_and_goes_on(bucket, tmp_path):
+    stop = 128 * 40
     config = game(f"run.stop_env_steps={stop}", "run.checkpoint_seconds=1", "evaluation.evaluation_interval=5",
                   "evaluation.evaluation_duration=4")  # fmt: skip
-    settings = {"seeds": [0], "cpus_per_trial": 0.5, "scheduler": scheduler, "candidates": members}
-    kind = "grid" if scheduler == "none" else "choice"
-    search = {"training.lr": {kind: [1e-3, 2e-3, 5e-3, 1e-2][:members]}}
+    settings = {"seeds": [0], "cpus_per_trial": 0.5}
     path = tmp_path / "sweep.yaml"
+    search = {"training.lr": {"grid": [1e-3, 1e-2]}}
     path.write_text(yaml.safe_dump({"config": config, "search": search, "tune": settings}))
-    tune = ("tune", path, "--out", bucket.uri(name))
+    tune = ("tune", path, "--out", bucket.uri("sweep"))
     driver = processes.start(*tune, cwd=tmp_path)
-    wait_until(
-        lambda: sum(f.endswith("manifest.json") for f in bucket.files(f"{name}/candidates")) >= 2, driver, every=0.5
-    )
+    wait_until(lambda: any("manifest.json" in f for f in bucket.files("sweep/candidates")), driver, every=0.5)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
     time.sleep(1)
     done = processes.run(*tune, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    table = json.loads(bucket.read(f"{name}/ranking.json"))
-    assert [row["state"] for row in table] == ["done"] * members and all(row["env_steps"] >= stop for row in table)
-    assert {"best.yaml", "index.html", "study.db", "sweep.yaml", "best/config.yaml"} <= set(bucket.files(name))
-    evaluated = processes.run("evaluate", bucket.uri(f"{name}/best"), "--episodes", "4", cwd=tmp_path)
+    table = json.loads(bucket.read("sweep/ranking.json"))
+    assert [row["state"] for row in table] == ["done"] * 2 and all(row["env_steps"] >= stop for row in table)
+    assert {"best.yaml", "index.html", "study.db", "sweep.yaml", "best/config.yaml"} <= set(bucket.files("sweep"))
+    evaluated = processes.run("evaluate", bucket.uri("sweep/best"), "--episodes", "4", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
 
 
