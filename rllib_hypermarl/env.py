@@ -341,11 +341,13 @@ def num_choices(spaces: Iterable[gym.Space]) -> int:
 
     0 of continuous ones.
     """
-    choices = [
-        (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(getattr(space, "nvec", ()))
-        for space in spaces
-    ]
-    return int(sum(max(component) for component in itertools.zip_longest(*choices, fillvalue=0)))
+    components = itertools.zip_longest(*map(choices_of, spaces), fillvalue=0)
+    return sum(max(component) for component in components)
+
+
+def choices_of(space: gym.Space) -> tuple[int, ...]:
+    """Of each component of a discrete space; none of a continuous one."""
+    return (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(map(int, getattr(space, "nvec", ())))
 
 
 def check_some_allowed(blocked: Tensor, agents: tuple[str, ...], name: str) -> None:

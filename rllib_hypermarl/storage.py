@@ -42,6 +42,7 @@ class Storage:
             base, mark, options = self._where.partition("?")  # s3://bucket/run?endpoint_override=...
             self.uri = f"{base.rstrip('/')}/{below}".rstrip("/") + mark + options
         self._sent: dict[str, tuple[int, int]] = {}
+        self._made: set[str] = set()  # directories at the URI
         self._failed = False
         self._sender: threading.Thread | None = None
 
@@ -70,6 +71,10 @@ class Storage:
         """
         if self.uri is None:
             return None, str(self.path.absolute())
+        return self._opened
+
+    @functools.cached_property
+    def _opened(self) -> tuple[FileSystem, str]:
         from pyarrow import ArrowException
         from pyarrow.fs import FileSystem
 
@@ -131,9 +136,9 @@ class Storage:
                     stamp = _stamp(source)
                     if self._sent.get(name) == stamp:
                         continue
-                    target = PurePosixPath(base) / name
-                    system.create_dir(str(target.parent), recursive=True)
-                    copy_files(str(source), str(target), source_filesystem=LocalFileSystem(),
+                    target = f"{base}/{name}"
+                    self._make_directory(system, target.rpartition("/")[0])
+                    copy_files(str(source), target, source_filesystem=LocalFileSystem(),
                                destination_filesystem=system, use_threads=False)  # fmt: skip
                 except FileNotFoundError:  # an old checkpoint, removed meanwhile
                     continue
@@ -144,11 +149,21 @@ class Storage:
         except OSError as error:
             raise ConfigError(f"{self.uri}: cannot be written ({_reason(error)})") from error
 
+    def send_or_say(self, *names: str) -> None:
+        """As `send`; what cannot be sent is said, once until it can be again, and tried again the next time."""
+        try:
+            self.send(*names)
+            self._failed = False
+        except ConfigError as error:
+            if not self._failed:
+                print(f"{error}; results stay in {self.path}, and go there when it answers", file=sys.stderr)
+            self._failed = True
+
     def send_soon(self) -> None:
-        """As `send`, while work goes on. What cannot be sent is said once, and tried again the next time."""
+        """As `send_or_say`, while work goes on."""
         if self.uri is None or (self._sender is not None and self._sender.is_alive()):
             return
-        self._sender = threading.Thread(target=self._send_or_say, daemon=True)
+        self._sender = threading.Thread(target=self.send_or_say, daemon=True)
         self._sender.start()
 
     def wait(self) -> None:
@@ -175,14 +190,11 @@ class Storage:
         if self.uri is not None and "path" in vars(self):
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
-    def _send_or_say(self) -> None:
-        try:
-            self.send()
-            self._failed = False
-        except ConfigError as error:
-            if not self._failed:
-                print(f"{error}; results stay in {self.path}, and go there when it answers", file=sys.stderr)
-            self._failed = True
+    def _make_directory(self, system: FileSystem, path: str) -> None:
+        """At the URI, once: each time would be a request."""
+        if path not in self._made:
+            system.create_dir(path, recursive=True)
+            self._made.add(path)
 
     def _files(self) -> list[str]:
         found = []

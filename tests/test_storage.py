@@ -1,6 +1,5 @@
 """Results at a URI: what is there after work, what comes back, and what is said where it cannot be."""
 
-import os
 import shutil
 
 import pytest
@@ -81,10 +80,8 @@ def test_a_checkpoint_that_was_cut_short_is_not_fetched(uri, tmp_path, sent):
     kept = tmp_path / "kept"
     storage = Storage(uri)
     write(storage, RUN)
-    order = []
-    real = os.stat
     storage.send()
-    times = {name: real(kept / name).st_mtime_ns for name in RUN}
+    times = {name: (kept / name).stat().st_mtime_ns for name in RUN}
     order = sorted(RUN, key=times.get)
     assert order[-1] == "checkpoint_000002/manifest.json"
     for name in order[sent:]:

@@ -61,7 +61,7 @@ def run(rounds: int = 3, log: Callable[[str], None] = print) -> dict[str, Any]:
     predicted = {n: predict(model, n, cores) for n in NODES}
     return {
         "envs_per_node": ENVS, "steps": LENGTH, "minibatch_size": MINIBATCH, "epochs": EPOCHS, "machine": machine(),
-        "bytes": sizes, "model": model,
+        "rounds": rounds, "bytes": sizes, "model": model,
         "measured": {n: _rounded(seconds) for n, seconds in measured.items()},
         "predicted": {n: _rounded(seconds) for n, seconds in predicted.items()},
         "error": {n: round(sum(predicted[n].values()) / sum(measured[n].values()) - 1, 3) for n in NODES},

@@ -19,8 +19,6 @@ from ..errors import BundleError, HyperMARLError, StoppedBySignal
 
 if TYPE_CHECKING:
     from ..bundle import TeamPolicy
-
-if TYPE_CHECKING:
     from ..storage import Storage
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -276,6 +274,8 @@ def bench(what: str, rounds: int, device: str, as_json: bool) -> None:
     """Measure this library against a bare loop and stock RLlib on this machine."""
     import importlib
 
+    if device != "cpu" and what != "throughput":
+        raise click.UsageError(f"--device: bench {what} runs on the CPU")
     module = importlib.import_module(f"..bench.{what}", __package__)
     options = {"device": device} if what == "throughput" else {}
     results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True), **options)

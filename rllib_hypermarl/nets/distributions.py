@@ -24,7 +24,7 @@ LOG_STDS: tuple[str, ...] = get_args(LogStd)
 BOUNDS: tuple[str, ...] = get_args(Bound)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _QUADRATURE = list(zip(_NODES.tolist(), (_WEIGHTS / _WEIGHTS.sum()).tolist(), strict=True))  # of a standard normal
-FORBIDDEN = -1e10  # log-probability of an action that is masked: its probability is exactly zero
+FORBIDDEN = -1e10  # log-probability (or logit) of an action that is masked: its probability is exactly zero
 _LOG_STD_RANGE = (-10.0, 2.0)  # of generated ones, which an optimiser can throw far
 
 

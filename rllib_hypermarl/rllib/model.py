@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
+from ..env import choices_of
 from ..errors import ConfigError
 from ..nets import ActionSpec, HeadSpec, ModelSpec
 from ..nets.spec import encoder_of
@@ -98,10 +99,9 @@ def _with_memory(config: HyperMARLConfig, name: str, head: HeadSpec) -> list[tup
 
 
 def _action_spec(config: HyperMARLConfig, agent: str, space: gym.Space) -> ActionSpec:
-    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
-        return ActionSpec(choices=(int(space.n),))
-    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return ActionSpec(choices=tuple(int(n) for n in space.nvec))
+    flat = isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1
+    if flat or (isinstance(space, gym.spaces.Discrete) and space.start == 0):
+        return ActionSpec(choices=choices_of(space))
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise ConfigError(
             f"agent {agent}: action space {space} is not supported (Discrete from 0, MultiDiscrete, flat Box)"

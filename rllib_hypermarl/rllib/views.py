@@ -40,8 +40,8 @@ from ..nets.team import Weights
 from .config import HYPER, MODEL_SPEC, HyperMARLConfig
 from .module import HyperModule
 
-# Keys of the group `hypermarl` that make the networks. The others are of HyperMARL's own learner.
 _OBSERVATIONS, _ACTION_MASK = "observations", "action_mask"  # of a `Dict` space, as in RLlib's examples
+# Keys of the group `hypermarl` that make the networks. The others are of HyperMARL's own learner.
 _NETWORK_KEYS = {
     "sharing", "critic_sharing", "context", "embedding_dim", "hypernet_hidden", "actor_hidden", "critic_hidden",
     "activation", "init", "log_std",

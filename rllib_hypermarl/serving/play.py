@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import click
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,9 +48,8 @@ def play_served(
             actions = [functional.pad(x, (0, width - x.shape[-1])) for x in actions]
         return torch.stack(actions).to(env.device)
 
-    own = {
-        agent: ActionSpec(choices=choices) for agent in env.agents if (choices := _choices(env.action_spaces[agent]))
-    }
+    choices = {agent: envs.choices_of(space) for agent, space in env.action_spaces.items()}
+    own = {agent: ActionSpec(choices=found) for agent, found in choices.items() if found}
     team = ActionSpec.covering(list(own.values())) if own else None
     places = {agent: team.places_of(spec) for agent, spec in own.items()}
 
@@ -63,11 +61,6 @@ def play_served(
         return {agent: mask[:, places[agent]] for agent, mask in parts}
 
     return play(act, env, num_episodes, seed=seed, name=name), versions
-
-
-def _choices(space: gym.Space) -> tuple[int, ...]:
-    """Of each component of a discrete space; none of a continuous one."""
-    return (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(map(int, getattr(space, "nvec", ())))
 
 
 @click.command()

@@ -139,7 +139,10 @@ class Candidate(tune.Trainable):
         for run in self._runs:
             run.close()
             run.algo.stop()
-            run.storage.close()
+            if self.config["save_when_stopped"]:
+                run.storage.close()
+            else:  # what was saved has been sent, and the candidate may be somebody else's by now
+                run.storage.discard()
 
     # ------------------------------------------------------------------------- what population based training needs
 

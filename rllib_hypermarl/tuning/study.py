@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from ..errors import RunFailedError
 from .spec import Params, Sweep
 
 OBJECTIVE, ENV_STEPS, SEED_VALUES, PARAMS = "objective", "env_steps", "seed_values", "params"
@@ -161,7 +162,7 @@ class StudySearch(Searcher):
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("run the sweep's command again: it goes on from the study")
+        raise RunFailedError("run the sweep's command again: it goes on from the study")
 
 
 class PopulationRecorder(tune.Callback):

@@ -110,7 +110,7 @@ class StudySender(tune.Callback):
 
     def on_trial_complete(self, *args: Any, **info: Any) -> None:
         self._sent = time.monotonic()
-        self._storage.send(STUDY_FILE)
+        self._storage.send_or_say(STUDY_FILE)
 
 
 def run_sweep(

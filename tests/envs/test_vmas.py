@@ -123,7 +123,7 @@ def test_agents_with_unlike_spaces_get_their_own_parts(name, continuous):
     sizes = [env.observation_spaces[agent].shape[0] for agent in env.agents]
     first = env.reset(0)
     for n, obs in enumerate(theirs.reset(seed=0)):
-        assert torch.equal(first.obs[:, n, : sizes[n]], obs) or name == "simple_crypto"
+        assert torch.equal(first.obs[:, n, : sizes[n]], obs)
         assert not first.obs[:, n, sizes[n] :].any()
     width = max(space.shape[0] if space.shape else 1 for space in env.action_spaces.values())
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_what_is_said_of_agents_that_are_not_alive_touches_nothing(more):
 def test_frozen_policies_and_dead_agents_go_together():
     algo = build(frozen=["second"])
     result = algo.train()
-    assert result["learners"]["hyper"]["total_loss"] == pytest.approx(result["learners"]["hyper"]["total_loss"])
+    assert math.isfinite(result["learners"]["hyper"]["total_loss"])
     algo.stop()
 
 
