@@ -28,9 +28,10 @@ REQUIRES = "vmas"
 
 # Found by `vmas_probe.why_inexact` with each scenario's defaults; tests/system/test_vmas_resets.py finds them again.
 EXACT_POOL_RESETS = frozenset((
-    "asym_joint", "balance", "ball_trajectory", "buzz_wire", "circle_trajectory", "discovery", "dispersion", "drone",
-    "dropout", "flocking", "give_way", "goal", "joint_passage", "joint_passage_size", "line_trajectory",
-    "multi_give_way", "navigation", "passage", "pollock", "reverse_transport", "simple", "simple_spread", "transport",
+    "asym_joint", "balance", "ball_trajectory", "buzz_wire", "circle_trajectory", "diff_drive", "discovery",
+    "dispersion", "drone", "dropout", "flocking", "give_way", "goal", "joint_passage", "joint_passage_size",
+    "kinematic_bicycle", "line_trajectory", "multi_give_way", "navigation", "passage", "pollock", "reverse_transport",
+    "simple", "simple_crypto", "simple_push", "simple_spread", "simple_tag", "simple_world_comm", "transport",
     "vel_control", "waterfall", "wheel", "wind_flocking",
 ))  # fmt: skip
 """Scenarios in which a row of a second env that was reset as a whole is as good as a reset."""
@@ -192,7 +193,7 @@ class VmasEnv(BatchedEnv):
             actions = [action[:, :width] for action, width in zip(actions, self._widths, strict=True)]
         obs, reward, terminated, truncated, _ = self._stream.step(self._env, actions)
         self.show()
-        obs = final_obs = self._stacked(obs).transpose(0, 1)
+        obs = final_obs = self.stacked(obs).transpose(0, 1)
         reward = torch.stack(reward).view(len(self.agents), self.num_envs).T  # some scenarios pay [E, 1]
         ended = terminated | truncated
         if ended.any():
@@ -211,9 +212,9 @@ class VmasEnv(BatchedEnv):
 
     def _reset_all(self) -> Tensor:
         with self._stream:
-            return self._stacked(self._env.reset()).transpose(0, 1)
+            return self.stacked(self._env.reset()).transpose(0, 1)
 
-    def _stacked(self, obs: Sequence[Tensor]) -> Tensor:
+    def stacked(self, obs: Sequence[Tensor]) -> Tensor:
         """The agents' observations `[E, own size]` as `[N, E, obs]`, filled up with zeros where they differ."""
         if self._missing is not None:
             obs = [functional.pad(x, (0, missing)) for x, missing in zip(obs, self._missing, strict=True)]
@@ -224,7 +225,7 @@ class VmasEnv(BatchedEnv):
         if ended.all():
             return self._reset_all()
         if self._fast_resets and self._pool is None:
-            self._pool = ResetPool(self._env, self.make_vmas(), self._stacked)
+            self._pool = ResetPool(self._env, self.make_vmas(), self.stacked)
         rows = ended.nonzero().squeeze(1)
         obs = obs.transpose(0, 1)
         with self._stream:
@@ -237,7 +238,7 @@ class VmasEnv(BatchedEnv):
             self._env.reset_at(row, return_observations=False)
         wanted = dict.fromkeys(("get_rewards", "get_infos", "get_dones"), False)
         (fresh,) = self._env.get_from_scenario(get_observations=True, **wanted)
-        return obs.index_copy(1, rows, self._stacked(fresh)[:, rows])
+        return obs.index_copy(1, rows, self.stacked(fresh)[:, rows])
 
 
 def _mark(entity: Any, family: int | None) -> Mark:

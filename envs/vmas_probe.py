@@ -48,7 +48,8 @@ class _Trial:
         self.drawn_apart = False
         self.stream = Stream(1)
         self.env, self.twin, self.pool = maker.make_vmas(), maker.make_vmas(), maker.make_vmas()
-        self.rows = ResetPool(self.env, self.pool)
+        self.stacked = maker.stacked
+        self.rows = ResetPool(self.env, self.pool, self.stacked)
         for env in (self.env, self.twin):
             _on(copy.copy(self.stream), env.reset)
 
@@ -58,7 +59,7 @@ class _Trial:
         for _ in range(self.steps):
             self._step(self.env, self.twin)
         self.rows.clear()
-        obs = torch.stack(self._observe(self.env))
+        obs = self.stacked(self._observe(self.env))
         _on(self.stream, self.rows.restart, self.replaced.nonzero().squeeze(1), obs)
         for _, key, mine, twin in StatePairs(self.env, self.twin):
             if not _equal(mine, twin, ~self.replaced):

@@ -33,10 +33,12 @@ STEPS = 128  # env steps of one iteration of it
 @contextlib.contextmanager
 def private_ray(**options):
     """A Ray of these tests' own; everything it started is gone at the end."""
-    assert not ray.is_initialized(), "another test's Ray runs: run system tests by themselves, with `make test-system`"
+    assert not ray.is_initialized(), "another test's Ray runs: was it left, or is its fixture of a wider scope?"
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
-    yield
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def game(*overrides):

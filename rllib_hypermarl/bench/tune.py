@@ -24,6 +24,7 @@ from .measure import machine
 SECONDS = 60.0
 _WARM_UP = 5.0  # seconds after the second run's first row that do not count as steady
 _POLL = 0.05
+_PROBE_STEPS = 40 * 8192  # to see how many env steps fill the seconds
 _CONFIG = {
     "env": "vmas/dispersion",
     "env_config": {"n_agents": 4, "n_food": 4, "max_steps": 100, "food_radius": 0.08, "continuous_actions": False},
@@ -41,7 +42,7 @@ def run(rounds: int = 3, seconds: float = SECONDS, log: Callable[[str], None] = 
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        probe = _by_hand(directory / "probe", 40 * 8192)
+        probe = _by_hand(directory / "probe", _PROBE_STEPS)
         stop = int(probe["steady"] / 2 * seconds)
         sides = {"by hand": _by_hand, "tune": _tune}
         measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -73,7 +74,12 @@ def _by_hand(directory: Path, stop: int) -> dict[str, float]:
 def _tune(directory: Path, stop: int) -> dict[str, float]:
     config = {**_CONFIG, "run": {**_CONFIG["run"], "stop_env_steps": stop}}
     # The two candidates differ in a key that makes no difference.
-    sweep = {"config": config, "search": {"run.checkpoint_seconds": {"grid": [30.0, 30.5]}}, "tune": {"seeds": [0]}}
+    sweep = {
+        "config": config,
+        "search": {"run.checkpoint_seconds": {"grid": [30.0, 30.5]}},
+        # Not the greedy return: a short run may end before its first evaluation.
+        "tune": {"seeds": [0], "metric": "env_runners/agent_return_mean"},
+    }
     path = _write(directory, sweep)
     runs = [directory / "sweep" / "candidates" / f"{number:04d}" / "seed_0" for number in (0, 1)]
     return _measure(directory, [("tune", path, "--out", directory / "sweep")], runs)

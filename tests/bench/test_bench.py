@@ -154,7 +154,8 @@ def test_the_sizing_model_is_exact_where_it_was_fitted_and_knows_cores():
 @pytest.mark.system
 def test_the_tune_bench_measures_both_sides(monkeypatch):
     monkeypatch.setattr(tune, "_WARM_UP", 0.0)
-    result = tune.run(rounds=1, seconds=12.0, log=lambda line: None)
+    monkeypatch.setattr(tune, "_PROBE_STEPS", 16 * 8192)
+    result = tune.run(rounds=1, seconds=25.0, log=lambda line: None)
     assert set(result["sides"]) == {"by hand", "tune"}
     assert all(side["steady"] > 0 and side["wall"] > 8 for side in result["sides"].values())
     assert "tune / by hand, steady" in tune.table(result)

@@ -9,24 +9,16 @@ from rllib_hypermarl import env as envs
 
 pytest.importorskip("vmas")
 pytestmark = pytest.mark.system
-UNLIKE_AGENTS = {
-    "diff_drive", "kinematic_bicycle", "simple_adversary", "simple_crypto", "simple_push", "simple_speaker_listener",
-    "simple_tag", "simple_world_comm",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", vmas_envs.names())
 def test_scenario(name):
-    if name in UNLIKE_AGENTS:
-        with pytest.raises(envs.UnknownEnvError, match="not supported yet"):
-            envs.make(f"vmas/{name}", num_envs=3)
-        return
     env = envs.make(f"vmas/{name}", num_envs=3, max_steps=2)
     envs.StepCheck(env, name)(env.reset(0))
-    shape = env.action_spaces[env.agents[0]].shape
+    width = max(space.shape[0] for space in env.action_spaces.values())
     ended = torch.zeros(3)
     for _ in range(4):
-        step = env.step(torch.zeros(3, len(env.agents), *shape))
+        step = env.step(torch.zeros(3, len(env.agents), width))
         envs.StepCheck(env, name)(step)
         ended += step.terminated | step.truncated
     assert (ended >= 2).all()
