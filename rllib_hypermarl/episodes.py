@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,15 +33,17 @@ class Episodes:
     def agent_steps(self) -> int:
         return self.env_steps() * self.returns.shape[1]
 
-    def summary(self, agents: Sequence[str]) -> dict[str, Any]:
+    def summary(self, agents: Sequence[str], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Metrics under RLlib's names; `agent_return_mean` (mean over agents, the paper's measure) is ours.
 
         Args:
             agents: the agents whose own returns are reported, the first ones of the env's order.
+            groups: of each group that learns apart, the indices of its agents: the means over them are reported.
         """
         if not len(self):
             return {}
         team = self.returns.sum(dim=1)
+        of_groups = {name: self.returns[:, own].mean().item() for name, own in groups.items()}
         return {
             "episode_return_mean": team.mean().item(),
             "episode_return_min": team.min().item(),
@@ -52,6 +54,7 @@ class Episodes:
             "agent_return_mean": self.returns.mean().item(),
             "agent_return_std": self.returns.mean(dim=1).std(correction=0).item(),
             "agent_episode_returns_mean": dict(zip(agents, self.returns.mean(dim=0).tolist(), strict=False)),
+            **({"group_return_mean": of_groups} if groups else {}),
         }
 
 

@@ -287,7 +287,7 @@ def test_unfinished_episodes_can_be_dropped_on_restore_without_touching_the_save
 
 def test_summary_of_episodes():
     tracker, _ = tracked(play(LENGTHS, 3))
-    episodes, summary = tracker.recent(), tracker.recent().summary(("a", "b"))
+    episodes, summary = tracker.recent(), tracker.recent().summary(("a", "b"), {})
     returns = episodes.returns.tolist()
     teams, count = [sum(row) for row in returns], len(returns)
     assert (summary["episode_return_min"], summary["episode_return_max"]) == (min(teams), max(teams))
@@ -298,4 +298,4 @@ def test_summary_of_episodes():
     )
     assert (summary["episode_len_min"], summary["episode_len_max"]) == (1, 18)
     assert episodes.env_steps() == 54 and episodes.agent_steps() == 54 * N
-    assert EpisodeTracker(N, E, 5, CPU).recent().summary(("a",)) == {}
+    assert EpisodeTracker(N, E, 5, CPU).recent().summary(("a",), {}) == {}

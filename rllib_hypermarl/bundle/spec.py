@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
@@ -74,7 +74,7 @@ class BundleSpec(_Model):
         files: sha256 of each file beside this one.
     """
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     kind: Literal["frozen", "full"]
     agents: tuple[str, ...]
     observations: dict[str, Observation]

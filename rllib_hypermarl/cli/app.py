@@ -118,7 +118,8 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | N
             for team in teams[1:]:
                 team.stop()
         env = runner.make_batched_env(min(episodes, 256))
-        results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary(())
+        groups = runner.net.spec.group_agents()
+        results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary((), groups)
         keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
         report = {
             "checkpoint": str(checkpoint).replace(str(stored.path), str(stored)),
@@ -126,7 +127,7 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | N
             "episodes": episodes,
             "seed": seed,
         }
-        report |= {key: results[key] for key in keys}
+        report |= {key: results[key] for key in (*keys, *(["group_return_mean"] if groups else []))}
         if video is not None:
             report["video"] = str(video)
         algo.stop()

@@ -78,15 +78,16 @@ def calibrate(features: Tensor, kernel: Tensor, norm: float, rounds: int = 100) 
 
 
 @torch.no_grad()
-def init_embedding(encoder: Embedding, scheme: str) -> None:
-    """Learned contexts: orthogonal of gain sqrt(2) (`paper`), spread on that sphere (`exact`), normal (`framework`)."""
-    count, dim = encoder.weight.shape
+def init_embedding(encoder: Embedding, rows: list[int], scheme: str) -> None:
+    """Learned contexts of policies that one source reads: orthogonal of gain sqrt(2) (`paper`), spread on that sphere
+    (`exact`), normal (`framework`)."""
+    count, dim = len(rows), encoder.dim
     if scheme == "paper":
-        encoder.weight.copy_(orthogonal(1, count, dim, math.sqrt(2.0))[0])
+        encoder.weight[rows] = orthogonal(1, count, dim, math.sqrt(2.0))[0]
     elif scheme == "exact":
-        encoder.weight.copy_(spread(count, dim, math.sqrt(2.0)))
+        encoder.weight[rows] = spread(count, dim, math.sqrt(2.0))
     else:
-        nn.init.normal_(encoder.weight)
+        encoder.weight[rows] = torch.randn(count, dim)
 
 
 @torch.no_grad()

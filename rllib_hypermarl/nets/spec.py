@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -82,6 +83,8 @@ class ModelSpec:
         memory: `gru` or `lstm`: before each head an encoder, the head `encoder_of` it, and a recurrent core that all
             agents share; the head reads what the core puts out. None: heads read for themselves.
         memory_size: of a core's output, the `in_dim` of the head behind it.
+        groups: name -> its policies. Each group has sources of its own, so that nothing one group learns moves another;
+            together they hold every policy once. Empty: all policies are one group.
     """
 
     policies: tuple[str, ...]
@@ -98,6 +101,7 @@ class ModelSpec:
     agent_actions: tuple[ActionSpec, ...] | None = None
     memory: MemoryKind | None = None
     memory_size: int = 128
+    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.actions is not None and "actor" not in self.heads:
@@ -114,6 +118,10 @@ class ModelSpec:
             raise ValueError(
                 f"frozen is {self.frozen}: expected some of policies {self.policies}, of a spec with an actor"
             )
+        if self.groups and sorted(itertools.chain(*self.groups.values())) != sorted(self.policies):
+            raise ValueError(f"groups {self.groups} must hold each of the policies {self.policies} once")
+        if self.groups and (self.memory is not None or self.normalise_values):
+            raise ValueError("groups share nothing that learns, but cores and the statistics of values are shared")
         if self.memory not in (None, *MEMORIES):
             raise ValueError(f"memory is {self.memory!r}, valid are {', '.join(MEMORIES)} and None")
         if self.memory is not None and self.frozen:
@@ -143,6 +151,16 @@ class ModelSpec:
         """The heads and whoever reads for them."""
         return [name for head in heads for name in (head, encoder_of(head)) if name == head or name in self.heads]
 
+    def group_rows(self) -> list[list[int]]:
+        """Of each group, or the one that all are, the indices of its policies."""
+        groups = self.groups.values() or [self.policies]
+        return [[self.policies.index(policy) for policy in group] for group in groups]
+
+    def group_agents(self) -> dict[str, list[int]]:
+        """Of each group the indices of the agents that follow its policies."""
+        rows = dict(zip(self.groups, self.group_rows(), strict=False))
+        return {name: [n for n, row in enumerate(self.agent_policies) if row in own] for name, own in rows.items()}
+
     @property
     def reads_state(self) -> bool:
         """Whether a head reads the env's state."""
@@ -164,4 +182,6 @@ class ModelSpec:
         actions = None if data["actions"] is None else ActionSpec.from_dict(data["actions"])
         own = data.get("agent_actions")
         own = None if own is None else tuple(ActionSpec.from_dict(spec) for spec in own)
-        return cls(**{**data, **tuples, "heads": heads, "actions": actions, "agent_actions": own})
+        groups = {name: tuple(policies) for name, policies in data.get("groups", {}).items()}
+        made = {"heads": heads, "actions": actions, "agent_actions": own, "groups": groups}
+        return cls(**{**data, **tuples, **made})

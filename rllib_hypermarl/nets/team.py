@@ -9,11 +9,12 @@ from ..errors import MemoryMissingError, TransferError
 from .contexts import Embedding, OneHot
 from .distributions import Distribution
 from .frozen import Snapshot
+from .groups import SeparateSources, clip_by_group_
 from .init import init_core, init_direct, init_embedding, init_hypernetwork
 from .memory import Core, Memory
 from .normalise import RunningNorm
 from .sharing import Axis, HyperNetwork, Layer, make_source
-from .spec import ModelSpec, encoder_of
+from .spec import HeadSpec, ModelSpec, encoder_of
 
 Weights = dict[str, list[Layer]]
 _OBS_LIMIT = 10.0  # standard deviations
@@ -100,8 +101,7 @@ class TeamNet(nn.Module):
         self.contexts = nn.ModuleDict({kind: encoders[kind]() for kind in sorted(kinds)})
         self.sources = nn.ModuleDict()
         for name, head in spec.heads.items():
-            dim = self.contexts[spec.context_of(head)].dim if head.sharing.startswith("hyper") else 0
-            self.sources[name] = make_source(head, num_policies, dim, spec.hypernet_hidden)
+            self.sources[name] = self._make_source(head)
         self.cores = nn.ModuleDict()
         for name in spec.heads if spec.memory is not None else ():
             if encoder_of(name) in spec.heads:
@@ -114,7 +114,7 @@ class TeamNet(nn.Module):
                 rows = team if own is None else [[(*x, *team[len(x) :])] for x in (getattr(a, bound) for a in own)]
                 self.register_buffer(f"action_{bound}", torch.tensor(rows), persistent=False)  # [dim] or [N, 1, dim]
             if spec.actions.log_std != "generated":
-                rows = num_policies if spec.actions.log_std == "per_policy" else 1
+                rows = num_policies if spec.actions.log_std == "per_policy" else max(1, len(spec.groups))
                 self.log_std = nn.Parameter(torch.zeros(rows, len(spec.actions.low)))
         used = None  # [N, 1, choices or dim], where agents' actions differ
         if spec.agent_actions is not None:
@@ -127,6 +127,11 @@ class TeamNet(nn.Module):
                 self.norms["state"] = RunningNorm(spec.reader("critic").in_dim, limit=_OBS_LIMIT)
         if spec.normalise_values:
             self.norms["value"] = RunningNorm(1, window=_VALUE_WINDOW)
+        group_of = [0] * num_policies
+        for group, members in enumerate(spec.group_rows()):
+            for row in members:
+                group_of[row] = group
+        self.register_buffer("group_of", torch.tensor(group_of), persistent=False)  # of policies, as in the spec
         self.snapshot: Snapshot | None = None
         if spec.frozen:
             rows = [spec.policies.index(policy) for policy in spec.frozen]
@@ -142,15 +147,29 @@ class TeamNet(nn.Module):
             nn.init.zeros_(self.log_std)
         for encoder in self.contexts.values():
             if isinstance(encoder, Embedding):
-                init_embedding(encoder, self.spec.init)
+                for rows in self.spec.group_rows():
+                    init_embedding(encoder, rows, self.spec.init)
         for name, source in self.sources.items():
-            if isinstance(source, HyperNetwork):
-                init_hypernetwork(source, self._context(name), self.spec.init)
-            else:
-                init_direct(source, self.spec.init)
+            context = self._context(name)
+            pairs = [(source, context)]
+            if isinstance(source, SeparateSources):
+                pairs = zip(source.groups, source.contexts(context), strict=True)
+            for part, read in pairs:
+                if isinstance(part, HyperNetwork):
+                    init_hypernetwork(part, read, self.spec.init)
+                else:
+                    init_direct(part, self.spec.init)
         for core in self.cores.values():
             init_core(core, self.spec.init)
         self.freeze(*self.spec.frozen)
+
+    def _make_source(self, head: HeadSpec) -> nn.Module:
+        """The weight source of a head; where there are groups of policies, each has one of its own behind it."""
+        one_hot, members = self.spec.context_of(head) == "one_hot", self.spec.group_rows()
+        dims = [len(rows) if one_hot else self.spec.embedding_dim for rows in members]
+        sizes = zip(map(len, members), dims, strict=True)
+        sources = [make_source(head, count, dim, self.spec.hypernet_hidden) for count, dim in sizes]
+        return SeparateSources(sources, members) if self.spec.groups else sources[0]
 
     def _context(self, head: str) -> Tensor | None:
         spec = self.spec.heads[head]
@@ -234,9 +253,14 @@ class TeamNet(nn.Module):
             action_mask = used.expand(*inputs.shape) if action_mask is None else action_mask & used
         return spec.distribution(inputs, mask=action_mask)
 
+    def policy_log_std(self) -> Tensor | None:
+        """The policies' log standard deviations, `[1, dim]` or `[P, dim]`; None where the actor puts them out."""
+        shared = self.log_std is not None and self.spec.actions.log_std == "shared"
+        return self.log_std[self.group_of] if shared and self.spec.groups else self.log_std
+
     def agent_log_std(self) -> Tensor | None:
         """The agents' log standard deviations, `[1, dim]` or `[N, 1, dim]`; None where the actor puts them out."""
-        log_std = self.log_std
+        log_std = self.policy_log_std()
         if self.snapshot is not None and log_std is not None:
             log_std = self.snapshot.put_in_log_std(log_std, len(self.spec.policies))
         if log_std is not None and len(log_std) > 1:
@@ -284,7 +308,7 @@ class TeamNet(nn.Module):
                 raise TransferError(f"policy {policy!r} is not in the spec's frozen {self.spec.frozen}")
             layers = self.sources["actor"](self._context("actor"))
             slot, row = self.spec.frozen.index(policy), self.spec.policies.index(policy)
-            self.snapshot.take(slot, row, layers, self.log_std, dict(self.norms.items()).get("obs"))
+            self.snapshot.take(slot, row, layers, self.policy_log_std(), dict(self.norms.items()).get("obs"))
 
     def trained(self, x: Tensor) -> Tensor:
         """The rows of agents whose policies are not frozen. Args: x `[N, ...]`. Returns it as it is if none is."""
@@ -317,6 +341,28 @@ class TeamNet(nn.Module):
         if self.log_std is not None and self.spec.actions.log_std == "per_policy":
             axes["log_std"] = (0, 0)
         return axes
+
+    # ------------------------------------------------------------------------------------- groups that learn separately
+
+    def group_members(self) -> Tensor:
+        """`[max(1, groups), N]`, 1.0 where a trained agent is of a group; agents as `trained` leaves them."""
+        groups = torch.arange(max(1, len(self.spec.groups)), device=self.group_of.device)
+        return (self.trained(self.group_of[self.groups.policy_of]) == groups.unsqueeze(1)).double()
+
+    def clip_gradients_(self, limit: float) -> Tensor:
+        """Clips the norm of the gradient, of each group by itself; returns the greatest norm before."""
+        if not self.spec.groups:
+            return nn.utils.clip_grad_norm_(self.parameters(), limit)
+        owned = [(parameter, self._owner(name)) for name, parameter in self.named_parameters()]
+        return clip_by_group_(owned, len(self.spec.groups), limit).max()
+
+    def _owner(self, parameter: str) -> Tensor:
+        """The group of each slice of a parameter `[len]`, or of all of it `[1]`."""
+        part, *rest = parameter.split(".")
+        if part == "sources":  # sources.HEAD.groups.GROUP...
+            return self.group_of.new_tensor([int(rest[2])])
+        per_policy = part == "contexts" or self.spec.actions.log_std == "per_policy"
+        return self.group_of if per_policy else torch.arange(len(self.spec.groups), device=self.group_of.device)
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""

@@ -45,6 +45,10 @@ def transfer(
     ]:
         if policy not in spec.policies:
             raise TransferError(f"like: {policy!r} is no policy {where}; policies are {', '.join(spec.policies)}")
+    if (source.spec.groups or target.spec.groups) and not _same_policies(source.spec, target.spec, like):
+        raise TransferError(
+            f"policies in groups do not change: {dict(source.spec.groups)} there and {dict(target.spec.groups)} here"
+        )
     misfits = [text for head in heads for text in _misfits(source.spec, target.spec, head)]
     if misfits:
         raise TransferError(f"networks do not fit: {'; '.join(misfits)}")
@@ -77,20 +81,32 @@ def transfer(
 @torch.no_grad()
 def without_generators(net: TeamNet, heads: Sequence[str]) -> TeamNet:
     """The named heads as plain weights: what hypernetworks generate now takes their place. Acts bit for bit alike."""
-    generated = {name for name in heads if net.spec.heads[name].sharing.startswith("hyper")}
+    every = bool(net.spec.groups)  # behind a grouped source there are several
+    generated = {name for name in heads if every or net.spec.heads[name].sharing.startswith("hyper")}
     plain = {
         name: dataclasses.replace(head, sharing="none") if name in generated else head
         for name, head in net.spec.heads.items()
         if name in heads
     }
     normalise_values = net.spec.normalise_values and "critic" in plain
-    spec = dataclasses.replace(net.spec, heads=plain, context=None, normalise_values=normalise_values)
-    target, state = TeamNet(spec, draw=False), net.state_dict()
+    spec = dataclasses.replace(net.spec, heads=plain, context=None, normalise_values=normalise_values, groups={})
+    state = net.state_dict()
+    if every and net.log_std is not None:
+        spec, state["log_std"] = _with_log_std_of_policies(spec), net.policy_log_std()
+    target = TeamNet(spec, draw=False)
     for name in generated:
         for depth, (weight, bias) in enumerate(net.generate(name)[name]):
             state |= {f"sources.{name}.weights.{depth}": weight, f"sources.{name}.biases.{depth}": bias}
     target.load_state_dict({name: state[name] for name in target.state_dict()})
     return target
+
+
+def _with_log_std_of_policies(spec: ModelSpec) -> ModelSpec:
+    """The same team, whose policies have log standard deviations of their own."""
+    actions = dataclasses.replace(spec.actions, log_std="per_policy")
+    own = spec.agent_actions
+    own = None if own is None else tuple(dataclasses.replace(a, log_std="per_policy") for a in own)
+    return dataclasses.replace(spec, actions=actions, agent_actions=own)
 
 
 def common_rows(source: ModelSpec, target: ModelSpec, source_of: Mapping[str, str] | None = None) -> Rows:
@@ -112,6 +128,11 @@ def copy_rows(old: Tensor, new: Tensor, axis: Axis | None, rows: Rows) -> None:
     new.narrow(dim, 0, first).copy_(old.narrow(dim, 0, first))
     for row, into in rows:
         new.select(dim, first + into).copy_(old.select(dim, first + row))
+
+
+def _same_policies(source: ModelSpec, target: ModelSpec, like: Mapping[str, str]) -> bool:
+    """Whether two teams have the same policies in the same groups, so that all parameters are copied whole."""
+    return not like and source.policies == target.policies and source.groups == target.groups
 
 
 def _misfits(source: ModelSpec, target: ModelSpec, name: str) -> Iterator[str]:

@@ -84,6 +84,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         self.init_heads: Sequence[Head] = ("actor", "critic")
         self.trainable: Trainable = "all"
         self.frozen: Sequence[str] = ()
+        self.groups: dict[str, Any] | None = None
         self.memory: MemoryKind | None = None
         self.memory_size = 128
         self.memory_encoder_hidden: Sequence[int] = (128,)
@@ -148,6 +149,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         init_heads: Sequence[Head] = NotProvided,
         trainable: Trainable = NotProvided,
         frozen: Sequence[str] = NotProvided,
+        groups: dict[str, str | Sequence[str]] | None = NotProvided,
         memory: MemoryKind | None = NotProvided,
         memory_size: int = NotProvided,
         memory_encoder_hidden: Sequence[int] = NotProvided,
@@ -185,6 +187,8 @@ class HyperMARLConfig(Grouped, PPOConfig):
             init_heads: what is taken from there, `actor` and `critic` or one of them.
             trainable: `all`, or `contexts`: learned embeddings move, everything else stays.
             frozen: policies that act with the weights they start with, and learn nothing.
+            groups: name -> pattern or patterns of policies that learn apart from all others, as adversaries do, with
+                networks, losses and clipping of their own. None: all are one group.
             memory: actors and critics each read through an encoder and a recurrent core (`gru` or `lstm`) that all
                 agents share. None: agents see the present only.
             memory_size: of a core's state and output.

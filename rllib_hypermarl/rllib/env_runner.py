@@ -291,7 +291,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         self.metrics.log_dict(timers, window=1)
 
     def _log_episodes(self, episodes: Episodes) -> None:
-        summary = episodes.summary(self.agents[:_MAX_AGENTS_LOGGED])
+        summary = episodes.summary(self.agents[:_MAX_AGENTS_LOGGED], self.net.spec.group_agents())
         for extreme in ("min", "max"):  # of all runners together, where there are several
             for name in [name for name in summary if name.endswith(extreme)]:
                 self.metrics.log_value(name, summary.pop(name), reduce=extreme, window=1)

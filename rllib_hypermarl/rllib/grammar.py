@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden", "actor_hidden",
         "critic_hidden", "activation", "init", "clip_value_loss", "log_std", "action_bound", "optim", "huber_delta",
         "normalise_obs", "normalise_values", "adaptive_lr_kl", "early_stop_kl", "sample_ahead",
-        "init_from", "init_like", "init_heads", "trainable", "frozen",
+        "init_from", "init_like", "init_heads", "trainable", "frozen", "groups",
         "memory", "memory_size", "memory_encoder_hidden", "memory_encoder_sharing", "sequence_length",
     ),
     "training": (

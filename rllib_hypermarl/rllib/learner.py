@@ -32,7 +32,8 @@ from .sequences import Sequences, values_at_once, values_in_order
 
 _LR_RANGE, _LR_STEP = (1e-6, 1e-2), 1.5  # of the adaptive learning rate
 _Statistics = tuple[Tensor, Tensor, Tensor]
-"""Of a minibatch's advantages: standard deviation, mean, and their number (per learner)."""
+"""Of a minibatch's advantages: standard deviation, mean, and their number (per learner), of each agent's group
+`[N, 1]`."""
 _Orders = list[tuple[Tensor, ...]]  # per epoch, the row indices of each minibatch
 
 
@@ -132,7 +133,7 @@ class HyperMARLLearner(PPOTorchLearner):
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self._collective.average_gradients(self.net.parameters())
-                norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.grad_clip or float("inf"))
+                norm = self.net.clip_gradients_(self.config.grad_clip or float("inf"))
                 optimizer.step()
                 for key, x in (*stats.items(), ("total_loss", loss.detach()), ("gradient_norm", norm)):
                     totals[key] = totals[key] + x if key in totals else x
@@ -150,6 +151,8 @@ class HyperMARLLearner(PPOTorchLearner):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of one minibatch; tensors `[N, B, ...]`. Weights are generated here, once.
 
+        Of groups that learn apart it is the sum of their losses, and the numbers for the log are means over groups.
+
         Args:
             rows: as `_rows` returns them; of teams with memory with those of `Sequences.memories`.
         """
@@ -164,15 +167,16 @@ class HyperMARLLearner(PPOTorchLearner):
                 "value_target": rows["advantage"] + rows["value"],
             }
             values = {key: net.normalised("value", x) for key, x in values.items()}
-        return ppo_loss(
+        loss, stats = ppo_loss(
             net.trained(dist.log_prob(rows["actions"])),
             net.trained(dist.entropy()),
             old_logp=rows["logp"],
             advantage=standardise(rows["advantage"], None if statistics is None else statistics[:2]),
             config=config,
-            weight=rows["alive"] / statistics[2] if "alive" in rows else None,
+            weight=None if statistics is None else rows.get("alive", torch.ones_like(rows["logp"])) / statistics[2],
             **values,
         )
+        return loss, {key: x / max(1, len(net.spec.groups)) for key, x in stats.items()}
 
     @torch.no_grad()
     def _values_and_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -199,15 +203,18 @@ class HyperMARLLearner(PPOTorchLearner):
         Args:
             advantage: `[N, rows]`; alive: `[N, rows]` bool, which of them count.
         """
-        if self._collective.size == 1 and alive is None:
+        if self._collective.size == 1 and alive is None and not self.net.spec.groups:
             yield from (None for order in orders for _ in order)
             return
         exact = advantage.double()
         counts = torch.ones_like(exact) if alive is None else alive.double()
         exact = exact * counts
-        of_row = torch.stack([counts.sum(0), exact.sum(0), exact.square().sum(0)])
-        sums = torch.stack([of_row[:, index].sum(dim=1) for order in orders for index in order])
-        count, total, squares = self._collective.sum(sums).unbind(dim=1)
+        members = self.net.group_members()
+        of_row = torch.einsum("gn,snr->sgr", members, torch.stack([counts, exact, exact.square()]))
+        sums = torch.stack([of_row[..., index].sum(dim=-1) for order in orders for index in order])
+        count, total, squares = (
+            (self._collective.sum(sums) @ members).unsqueeze(-1).unbind(dim=1)
+        )  # [minibatches, N, 1]
         count = count.clamp_min(1)  # of a minibatch in which nobody was alive
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()

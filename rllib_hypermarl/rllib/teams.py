@@ -80,6 +80,8 @@ def _transfer_to(learner: Learner, source: TeamNet, like: Mapping[str, str] | No
 def add_policy(algo: HyperMARL, policy_id: str, agents: str | Sequence[str], like: str | None) -> None:
     """See `HyperMARL.add_policy`."""
     old = _spec(algo)
+    if old.groups:
+        raise ConfigError("hypermarl.groups: teams whose policies learn in groups keep the policies they have")
     if policy_id in old.policies:
         raise ConfigError(f"policy {policy_id!r} exists already; policies are {', '.join(old.policies)}")
     if like is not None and like not in old.policies:

@@ -127,6 +127,8 @@ def check_values(config: HyperMARLConfig) -> None:
             fail(f"hypermarl.{key}", getattr(config, key), "there is no critic (training.use_critic is false)")
     if config.memory is not None:
         _check_memory(config, fail)
+    if config.groups is not None:
+        _check_groups(config, fail)
     for key in ("hypernet_hidden", "actor_hidden", "critic_hidden", "memory_encoder_hidden"):
         if any(size < 1 for size in getattr(config, key)):
             fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")
@@ -174,6 +176,21 @@ def _check_memory(config: HyperMARLConfig, fail: Callable[[str, Any, str], None]
     if config.minibatch_size < length:
         why = f"too small for one sequence of {length} steps; set hypermarl.sequence_length, or make it bigger"
         fail("training.minibatch_size", config.minibatch_size, why)
+
+
+def _check_groups(config: HyperMARLConfig, fail: Callable[[str, Any, str], None]) -> None:
+    """What groups that learn apart cannot have, because it is one for all."""
+    if not config.groups:
+        fail("hypermarl.groups", config.groups, "expected null, or group: pattern or list of patterns of policies")
+    shared = {
+        "memory": "recurrent cores", "normalise_values": "the statistics of values",
+        "adaptive_lr_kl": "the learning rate", "early_stop_kl": "the number of epochs",
+    }  # fmt: skip
+    for key, what in shared.items():
+        if getattr(config, key):
+            fail(
+                f"hypermarl.{key}", getattr(config, key), f"hypermarl.groups would share {what}; leave out one of them"
+            )
 
 
 def _check_batch(config: HyperMARLConfig) -> None:

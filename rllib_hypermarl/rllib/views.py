@@ -170,8 +170,8 @@ class PolicyView(RLModule, ValueFunctionAPI):
         net, used = self.net, slice(None) if self._used is None else self._used
         obs, mask = self._observed(batch)
         inputs = net.of_policy(self._index, "actor", obs, weights)
-        if net.log_std is not None:
-            log_std = net.log_std[self._index if len(net.log_std) > 1 else 0]
+        if (log_std := net.policy_log_std()) is not None:
+            log_std = log_std[self._index if len(log_std) > 1 else 0]
             inputs = torch.cat([inputs[..., used], log_std[used].expand(*inputs.shape[:-1], -1)], dim=-1)
         elif net.spec.actions.continuous:
             inputs = torch.cat([part[..., used] for part in net.spec.actions.mean_and_log_std(inputs)], dim=-1)

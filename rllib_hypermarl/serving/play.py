@@ -97,7 +97,7 @@ def _report(
             played, versions = play_served(client, env, episodes, seed=seed, name=name)
         finally:
             env.close()
-    found = played.summary(())
+    found = played.summary((), {})
     keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
     return {"url": url, "versions": sorted(versions), "env": name, "episodes": episodes, "seed": seed} | {
         key: found[key] for key in keys

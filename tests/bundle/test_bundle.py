@@ -135,13 +135,13 @@ def test_a_bundle_of_schema_1_is_read_for_ever():
     torch.testing.assert_close(policy.values(obs), values, rtol=1e-5, atol=1e-5)
 
 
-def test_what_schema_2_says_of_networks_has_not_changed():
+def test_what_schema_3_says_of_networks_has_not_changed():
     """Whoever adds a field raises SCHEMA_VERSION, or older code would refuse new bundles with a puzzling word."""
     parts = (ModelSpec, HeadSpec, ActionSpec)
     fields = {part.__name__: " ".join(field.name for field in dataclasses.fields(part)) for part in parts}
-    assert SCHEMA_VERSION == 2 and fields == {
+    assert SCHEMA_VERSION == 3 and fields == {
         "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden init actions normalise_obs "
-        "normalise_values frozen agent_actions memory memory_size",
+        "normalise_values frozen agent_actions memory memory_size groups",
         "HeadSpec": "in_dim out_dim hidden sharing activation out_gain reads",
         "ActionSpec": "choices low high log_std bound",
     }

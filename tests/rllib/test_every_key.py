@@ -35,6 +35,7 @@ CHANGES = {
     "hypermarl.early_stop_kl": [1e-9],
     "hypermarl.trainable": ["contexts"],
     "hypermarl.frozen": ["[agent_0]"],
+    "hypermarl.groups": ['{first: agent_0, rest: "*"}'],
     "hypermarl.memory": ["gru"],
     "hypermarl.memory_size": [4, "hypermarl.memory=gru"],
     "hypermarl.memory_encoder_hidden": ["[4]", "hypermarl.memory=gru"],
