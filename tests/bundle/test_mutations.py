@@ -304,7 +304,7 @@ def test_a_rewritten_spec_is_refused_or_is_a_sound_bundle_of_another_version(bun
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("schema_version",), 3, "has schema_version 3, this rllib_hypermarl reads up to 2: install a newer one"),
+        (("schema_version",), 99, "has schema_version 99, this rllib_hypermarl reads up to 3: install a newer one"),
         (("schema_version",), 0, "schema_version"),
         (("kind",), "thawed", "kind: Input should be 'frozen' or 'full'"),
         (("colour",), "red", "colour: Extra inputs are not permitted"),
