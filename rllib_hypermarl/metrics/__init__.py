@@ -11,9 +11,10 @@ from .gradients import (
     target_gradient_noise,
     target_gradients,
 )
+from .measure import measure
 
 __all__ = [
     "ActorRows", "GradientNoise", "agent_cosines", "embedding_distances", "embedding_drift", "entry_variance",
-    "gradient_cosine", "learned_embeddings", "policy_distances", "sample_observations", "snd", "target_gradient_noise",
-    "target_gradients",
+    "gradient_cosine", "learned_embeddings", "measure", "policy_distances", "sample_observations", "snd",
+    "target_gradient_noise", "target_gradients",
 ]  # fmt: skip

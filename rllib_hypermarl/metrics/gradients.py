@@ -1,8 +1,9 @@
 """How noisy the policy gradient is, and whether agents pull shared parameters in different directions.
 
 All of it is about actor losses: the clipped surrogate of `ppo_loss` (with an entropy bonus, if the given config has
-one), advantages standardised jointly over the agents of a minibatch, as in training. On data of the current policy its
-gradient is the policy gradient. Frozen policies are left out. Nothing here changes the networks.
+one), advantages standardised jointly over the agents of a minibatch (of a group that learns apart), as in training. On
+data of the current policy its gradient is the policy gradient. Frozen policies are left out. Nothing here changes the
+networks.
 
 What a minibatch is (rows, and how many of them) changes all these numbers: compare equal ones only.
 """
@@ -34,37 +35,50 @@ class ActorRows:
         actions: `[N, B, ...]`.
         logp: `[N, B]`, log-probabilities of the actions when they were taken.
         advantage: `[N, B]`, not standardised.
+        action_mask: `[N, B, choices]` bool, what was allowed; None: everything.
+        alive: `[N, B]` bool, which rows count; None: all.
     """
 
     obs: Tensor
     actions: Tensor
     logp: Tensor
     advantage: Tensor
+    action_mask: Tensor | None = None
+    alive: Tensor | None = None
 
     @classmethod
     def from_rollout(cls, rollout: Rollout, advantage: Tensor) -> ActorRows:
         """Args: advantage `[N, T, E]`."""
-        return cls(*(x.flatten(1, 2) for x in (rollout.obs, rollout.actions, rollout.logp, advantage)))
+        fields = (rollout.obs, rollout.actions, rollout.logp, advantage, rollout.action_mask, rollout.alive)
+        return cls(*(None if x is None else x.flatten(1, 2) for x in fields))
 
-    def minibatches(self, count: int, seed: int = 0) -> list[ActorRows]:
-        """Shuffled, and split into `count` of nearly equal size; teams stay together, as in training."""
+    def minibatches(self, count: int, seed: int = 0, size: int | None = None) -> list[ActorRows]:
+        """Shuffled, and split into `count` of nearly equal size, or of `size`; teams stay together, as in training."""
         order = torch.randperm(self.logp.shape[1], generator=torch.Generator().manual_seed(seed)).to(self.logp.device)
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return [
-            ActorRows(*(x.index_select(1, rows) for x in (self.obs, self.actions, self.logp, self.advantage)))
-            for rows in order.tensor_split(count)
+            ActorRows(*(None if x is None else x.index_select(1, rows) for x in fields))
+            for rows in order[: None if size is None else count * size].tensor_split(count)
         ]
 
 
 def _losses(net: TeamNet, rows: ActorRows, weights: Weights, config: PPOLossConfig) -> Tensor:
-    """Each trained agent's actor loss, the mean over its rows. Args: weights of the actor. Returns `[N]`."""
-    dist = net.policy(rows.obs, weights)
-    columns = (dist.log_prob(rows.actions), dist.entropy(), rows.logp, rows.advantage)
-    logp, entropy, old_logp, advantage = (net.trained(x) for x in columns)
-    by_agent = zip(logp, entropy, old_logp, standardise(advantage), strict=True)
+    """Each trained agent's actor loss, the mean over its rows (0 of an agent that is never alive). Args: weights of the
+    actor. Returns `[N]`."""
+    dist = net.policy(rows.obs, weights, rows.action_mask)
+    alive = torch.ones_like(rows.logp) if rows.alive is None else rows.alive.to(rows.logp.dtype)
+    columns = (dist.log_prob(rows.actions), dist.entropy(), rows.logp, rows.advantage, alive)
+    logp, entropy, old_logp, advantage, alive = (net.trained(x) for x in columns)
+    standard = torch.zeros_like(advantage)
+    for group in net.group_members().bool():
+        counted = (alive > 0) & group.unsqueeze(1)
+        standard[counted] = standardise(advantage[counted])
+    by_agent = zip(logp, entropy, old_logp, standard, alive / alive.sum(1, keepdim=True).clamp_min(1), strict=True)
     losses = [
-        ppo_loss(new, bonus, None, old_logp=old, old_value=None, advantage=adv, value_target=None, config=config)[0]
-        for new, bonus, old, adv in by_agent
-    ]
+        ppo_loss(new, bonus, None, old_logp=old, old_value=None, advantage=adv, value_target=None, config=config,
+                 weight=weight)[0]
+        for new, bonus, old, adv, weight in by_agent
+    ]  # fmt: skip
     return torch.stack(losses)
 
 

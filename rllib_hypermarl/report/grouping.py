@@ -10,8 +10,8 @@ from typing import Any
 from .store import Run
 
 _ALIKE = (
-    "run.seed", "run.checkpoint_seconds", "run.milestone_env_steps", "run.max_failures", "run.torch_threads",
-    "env_runners.sample_timeout_s", "fault_tolerance.", "resources.",
+    "run.seed", "run.checkpoint_seconds", "run.milestone_env_steps", "run.metrics_interval", "run.max_failures",
+    "run.torch_threads", "env_runners.sample_timeout_s", "fault_tolerance.", "resources.",
 )  # fmt: skip
 """Keys, and groups of keys, in which the seeds of one experiment may differ."""
 _TASK = ("env", "env_config.")

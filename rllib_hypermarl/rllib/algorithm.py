@@ -24,11 +24,16 @@ from ray.rllib.utils.metrics import (
 )
 
 from ..errors import ActorsLostError, RunFailedError
+from ..metrics import measure
 from ..rollout import Rollout, split
 from . import teams
 from .config import HyperMARLConfig
 from .resources import check_resources, granted_cpus
 from .sampling import RemoteSampler
+from .sequences import values_and_advantages
+
+MEASURES = "metrics"
+"""Key of results that were measured on networks."""
 
 
 class HyperMARL(PPO):
@@ -98,8 +103,10 @@ class HyperMARL(PPO):
         return restored
 
     def step(self) -> dict[str, Any]:
-        """RLlib's, without the previous evaluation's numbers, which it repeats in the iteration after."""
-        result = super().step()
+        """RLlib's, without the previous evaluation's and measurement's numbers, which it repeats later."""
+        measures, result = self._measures, super().step()
+        if not measures:
+            result.pop(MEASURES, None)
         interval = self.config.evaluation_interval
         if not interval or (self.iteration + 1) % interval:
             result.pop(EVALUATION_RESULTS, None)
@@ -115,9 +122,14 @@ class HyperMARL(PPO):
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self.metrics.aggregate(self._update(rollout), key=LEARNER_RESULTS)
 
+        updated = time.perf_counter()
+        if self._measures:  # before the next line: the local runner still has the networks that sampled
+            with self.metrics.log_time((TIMERS, MEASURES)):
+                self._measure(rollout)
+        measured = time.perf_counter()
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self._sync_env_runner()
-        rate = rollout.env_steps() / (time.perf_counter() - start)
+        rate = rollout.env_steps() / (time.perf_counter() - start - (measured - updated))
         self.metrics.log_value("env_steps_per_second", rate, window=1)
 
     def _sample(self) -> tuple[Rollout, list[dict[str, Any]], int]:
@@ -142,6 +154,18 @@ class HyperMARL(PPO):
             cause = getattr(error, "cause", None) or error
             text = " ".join(str(cause).split())[:300]
             raise ActorsLostError(f"a learner failed ({text}); go on from the last checkpoint") from error
+
+    @property
+    def _measures(self) -> bool:
+        """Whether this iteration's networks are measured: those of the first one, and then at every interval."""
+        interval = self.config.metrics_interval
+        return bool(interval) and (self.iteration == 0 or (self.iteration + 1) % interval == 0)
+
+    def _measure(self, rollout: Rollout) -> None:
+        """Logs what `metrics.measure` finds, on the rollout and the networks that sampled it."""
+        net, rollout = self.env_runner.net, rollout.tensors(self.env_runner.device)
+        _, advantage = values_and_advantages(net, rollout, self.config)
+        self.metrics.log_dict(measure(net, rollout, advantage), key=MEASURES, window=1)
 
     def _sync_env_runner(self) -> None:
         """Gives the local runner the learners' weights; remote ones get them with the next request."""

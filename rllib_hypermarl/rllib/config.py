@@ -94,6 +94,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         self.stop_env_steps: int = 8_000_000
         self.checkpoint_seconds: float = 30.0
         self.milestone_env_steps: int | None = None
+        self.metrics_interval: int | None = None
         self.max_failures: int = 3
         self.device = "auto"
         self.torch_threads: int | str = "auto"
@@ -205,6 +206,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         stop_env_steps: int = NotProvided,
         checkpoint_seconds: float = NotProvided,
         milestone_env_steps: int | None = NotProvided,
+        metrics_interval: int | None = NotProvided,
         max_failures: int = NotProvided,
         device: str = NotProvided,
         torch_threads: int | Literal["auto"] = NotProvided,
@@ -216,6 +218,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
             stop_env_steps: env steps after which `train` stops.
             checkpoint_seconds: the longest a finished iteration stays unsaved.
             milestone_env_steps: a checkpoint at each multiple of it stays for good. None: only the newest two stay.
+            metrics_interval: iterations between measurements of diversity, gradients and embeddings. None: off.
             max_failures: how often `train` goes on from its last checkpoint by itself when it has lost learners, or all
                 env runners.
             device: of env and learner: `cpu`, `cuda`, or `auto` (cuda where there is one).

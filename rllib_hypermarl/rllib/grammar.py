@@ -47,8 +47,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "resources": ("num_cpus_for_main_process", "custom_resources_for_main_process", "placement_strategy"),
     "run": (
-        "seed", "stop_env_steps", "checkpoint_seconds", "milestone_env_steps", "max_failures", "device",
-        "torch_threads",
+        "seed", "stop_env_steps", "checkpoint_seconds", "milestone_env_steps", "metrics_interval", "max_failures",
+        "device", "torch_threads",
     ),
 }  # fmt: skip
 TOP_LEVEL = ("env", "env_config", "policies")

@@ -24,11 +24,11 @@ from ..errors import RunFailedError
 from ..losses import PPOLossConfig, ppo_loss, standardise
 from ..nets import TeamNet
 from ..nets.normalise import RunningNorm
-from ..rollout import Rollout, gae, next_values, returns_to_go
+from ..rollout import Rollout
 from .collective import Collective
 from .config import HYPER
 from .resources import granted_cpus
-from .sequences import Sequences, values_at_once, values_in_order
+from .sequences import Sequences, values_and_advantages
 
 _LR_RANGE, _LR_STEP = (1e-6, 1e-2), 1.5  # of the adaptive learning rate
 _Statistics = tuple[Tensor, Tensor, Tensor]
@@ -110,7 +110,7 @@ class HyperMARLLearner(PPOTorchLearner):
         optimizer = self.get_optimizer(HYPER)
         self._set_lr(_at(self._lr, env_steps) if self._adapted_lr is None else self._adapted_lr)
 
-        value, advantage = self._values_and_advantages(rollout)
+        value, advantage = values_and_advantages(self.net, rollout, self.config)
         rows, sequences = _rows(rollout, value, advantage), Sequences.of(rollout)
         for key in {"logp", "value", "advantage", "alive"} & rows.keys():  # what frozen policies did teaches nobody
             rows[key] = self.net.trained(rows[key])
@@ -177,18 +177,6 @@ class HyperMARLLearner(PPOTorchLearner):
             **values,
         )
         return loss, {key: x / max(1, len(net.spec.groups)) for key, x in stats.items()}
-
-    @torch.no_grad()
-    def _values_and_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Returns values and advantages, `[N, T, E]` each; without a critic, zeros and discounted returns."""
-        ends = rollout.ends()
-        if not self.config.use_critic:
-            advantage = returns_to_go(rollout.reward, ends[0] | ends[1], self.config.gamma)
-            return torch.zeros_like(advantage), advantage
-        find_values = values_at_once if rollout.critic_memory is None else values_in_order
-        value, last, final = find_values(self.net, rollout)
-        following = next_values(value, last, final, rollout.final_index)
-        return value, gae(rollout.reward, value, following, *ends, self.config.gamma, self.config.lambda_)
 
     def _shuffled(self, num_rows: int) -> Tensor:
         if not self.config.shuffle_batch_per_epoch:

@@ -20,7 +20,14 @@ RESULTS = "result.json"
 # A run may go on longer, or save more often, and is still the same run.
 _FREE = {
     ("run", key)
-    for key in ("stop_env_steps", "checkpoint_seconds", "milestone_env_steps", "max_failures", "torch_threads")
+    for key in (
+        "stop_env_steps",
+        "checkpoint_seconds",
+        "milestone_env_steps",
+        "metrics_interval",
+        "max_failures",
+        "torch_threads",
+    )
 }
 
 

@@ -1,15 +1,19 @@
-"""Rollouts of teams with memory as sequences, and the values of whole rollouts."""
+"""Rollouts of teams with memory as sequences, and the values and advantages of whole rollouts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..nets import Memory, TeamNet
-from ..rollout import Rollout
+from ..rollout import Rollout, gae, next_values, returns_to_go
+
+if TYPE_CHECKING:
+    from .config import HyperMARLConfig
 
 _VALUE_ROWS = 16_384  # rows (t, e) per chunk of the value pass: bounds its memory
 
@@ -62,6 +66,19 @@ class Sequences:
 
 
 # ------------------------------------------------------------------------------------------------------------- values
+
+
+@torch.no_grad()
+def values_and_advantages(net: TeamNet, rollout: Rollout, config: HyperMARLConfig) -> tuple[Tensor, Tensor]:
+    """Returns values and advantages, `[N, T, E]` each; without a critic, zeros and discounted returns."""
+    ends = rollout.ends()
+    if not config.use_critic:
+        advantage = returns_to_go(rollout.reward, ends[0] | ends[1], config.gamma)
+        return torch.zeros_like(advantage), advantage
+    find_values = values_at_once if rollout.critic_memory is None else values_in_order
+    value, last, final = find_values(net, rollout)
+    following = next_values(value, last, final, rollout.final_index)
+    return value, gae(rollout.reward, value, following, *ends, config.gamma, config.lambda_)
 
 
 def values_at_once(net: TeamNet, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from rllib_hypermarl.metrics import (
     target_gradient_noise,
     target_gradients,
 )
-from rllib_hypermarl.nets import SHARING
+from rllib_hypermarl.nets import SHARING, TeamNet
 from rllib_hypermarl.rollout import Rollout
 from tests import oracle
 from tests.metrics.teams import CONTINUOUS, DISCRETE, MULTI, team
@@ -26,8 +26,12 @@ TEAMS = [(0, 1, 2), (1, 0, 0, 2, 0), (0, 0)]
 CONFIGS = [PPOLossConfig(entropy_coeff=0.0), PPOLossConfig(clip_param=0.1, entropy_coeff=0.2)]
 
 
-def data(net, rows=7, seed=0, actions=None, advantage=None):
-    """Rows of data of a policy that is a little older than the net's: some ratios are clipped."""
+def data(net, rows=7, seed=0, actions=None, advantage=None, mortal=False):
+    """Rows of data of a policy that is a little older than the net's: some ratios are clipped.
+
+    Args:
+        mortal: some rows are of agents that are not alive, and hold garbage; what was not done was perhaps forbidden.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape = (len(net.spec.agent_policies), rows)
     obs = torch.randn(*shape, 4, generator=generator, dtype=torch.float64)
@@ -38,7 +42,12 @@ def data(net, rows=7, seed=0, actions=None, advantage=None):
         logp = dist.log_prob(actions) + drift
     if advantage is None:
         advantage = 3 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    return ActorRows(obs, actions, logp, advantage)
+    if not mortal:
+        return ActorRows(obs, actions, logp, advantage)
+    alive = torch.rand(shape, generator=generator) < 0.7
+    logp, advantage = (torch.where(alive, x, torch.full_like(x, 1e3)) for x in (logp, advantage))
+    allowed = torch.rand(*shape, 3, generator=generator) < 0.7
+    return ActorRows(obs, actions, logp, advantage, allowed.scatter(-1, actions.unsqueeze(-1), True), alive)
 
 
 # ------------------------------------------------------------------------------------------------------- the slow way
@@ -51,30 +60,35 @@ def target_layers(net, policy):
     return [(weight[:size], bias + weight[size + policy] if len(weight) > size else bias), *rest]
 
 
-def slow_loss(layers, rows, agent, config):
-    """One agent's clipped surrogate and entropy bonus, mean over its rows."""
-    everyone = rows.advantage.flatten()
+def slow_loss(layers, rows, agent, config, group=None):
+    """One agent's clipped surrogate and entropy bonus, mean over its rows. Args: group: agents that learn with it."""
+    group = range(len(rows.logp)) if group is None else group
+    alive = torch.ones_like(rows.logp).bool() if rows.alive is None else rows.alive
+    everyone = torch.cat([rows.advantage[n][alive[n]] for n in group])
     centre, spread = everyone.mean(), ((everyone - everyone.mean()) ** 2).mean().sqrt()
     total = 0.0
-    for b in range(rows.logp.shape[1]):
+    for b in alive[agent].nonzero().flatten().tolist():
         x = rows.obs[agent, b]
         for depth, (weight, bias) in enumerate(layers):
             x = (torch.tanh(x) if depth else x) @ weight + bias
-        log_probs = oracle.log_softmax(x)
-        ratio = (log_probs[rows.actions[agent, b]] - rows.logp[agent, b]).exp()
+        allowed = slice(None) if rows.action_mask is None else rows.action_mask[agent, b]
+        log_probs = oracle.log_softmax(x[allowed])
+        taken = torch.arange(len(x))[allowed].tolist().index(rows.actions[agent, b])
+        ratio = (log_probs[taken] - rows.logp[agent, b]).exp()
         advantage = (rows.advantage[agent, b] - centre) / (spread + 1e-8)
         clipped = min(max(ratio, torch.tensor(1 - config.clip_param)), torch.tensor(1 + config.clip_param))
         entropy = -(log_probs.exp() * log_probs).sum()
         total = total - min(ratio * advantage, clipped * advantage) - config.entropy_coeff * entropy
-    return total / rows.logp.shape[1]
+    return total / max(1, alive[agent].sum())
 
 
-def slow_target_gradients(net, rows, config):
+def slow_target_gradients(net, rows, config, group_of=None):
     gradients = []
     for policy in range(len(net.spec.policies)):
         layers = [tuple(x.detach().clone().requires_grad_() for x in layer) for layer in target_layers(net, policy)]
         members = [agent for agent, p in enumerate(net.spec.agent_policies) if p == policy]
-        loss = sum(slow_loss(layers, rows, agent, config) for agent in members) / len(members)
+        group = None if group_of is None else group_of(members[0])
+        loss = sum(slow_loss(layers, rows, agent, config, group) for agent in members) / len(members)
         found = torch.autograd.grad(loss, [x for layer in layers for x in layer])
         gradients.append(torch.cat([x.flatten() for x in found]))
     return torch.stack(gradients)
@@ -118,6 +132,30 @@ def test_all_statistics_equal_those_of_gradients_taken_the_slow_way(sharing, age
         np.testing.assert_allclose(agent_cosines(net, rows, config).detach().numpy(), unit @ unit.T, atol=1e-12)
         means.append(np.mean([unit[i] @ unit[j] for i, j in pairs]))
     assert gradient_cosine(net, minibatches, config) == pytest.approx(np.mean(means), abs=1e-12)
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_the_dead_and_the_forbidden_are_left_out_of_gradients(sharing):
+    net = team(sharing, (1, 0, 0, 2, 0))
+    for seed, config in itertools.product(range(3), CONFIGS):
+        rows = data(net, seed=seed, mortal=True)
+        expected = slow_target_gradients(net, rows, config)
+        torch.testing.assert_close(target_gradients(net, rows, config), expected, rtol=1e-9, atol=1e-12)
+        other = dataclasses.replace(rows, logp=rows.logp.where(rows.alive, -30.0), advantage=rows.advantage * 1.0)
+        other.advantage[~rows.alive] = float("nan")
+        assert torch.equal(target_gradients(net, other, config), target_gradients(net, rows, config))
+
+
+def test_groups_that_learn_apart_have_standard_advantages_of_their_own():
+    net, config = team("none", (0, 1, 2)), CONFIGS[0]
+    spec = dataclasses.replace(net.spec, groups={"one": ("p0", "p2"), "two": ("p1",)})
+    apart = TeamNet(spec).double()
+    rows = data(net)
+    expected = slow_target_gradients(net, rows, config, lambda agent: [1] if agent == 1 else [0, 2])
+    for source, members in zip(apart.sources["actor"].groups, spec.group_rows(), strict=True):
+        for own, theirs in zip(source.parameters(), net.sources["actor"].parameters(), strict=True):
+            own.data.copy_(theirs[members])
+    torch.testing.assert_close(target_gradients(apart, rows, config), expected, rtol=1e-9, atol=1e-12)
 
 
 # -------------------------------------------------------------------------------------------------------- known cases

@@ -92,6 +92,7 @@ ELSEWHERE = {
     "run.stop_env_steps": "test_two_runs_of_a_game_are_one_and_so_is_one_that_stopped_half_way",
     "run.checkpoint_seconds": "test_a_kill_loses_at_most_the_checkpoint_interval",
     "run.milestone_env_steps": "test_checkpoints_at_milestones_stay",
+    "run.metrics_interval": "test_networks_are_measured_at_the_interval_and_nothing_else_changes",
     "run.max_failures": "test_a_run_that_loses_a_learner_goes_on_from_its_last_checkpoint",
     "run.device": "test_a_missing_cuda_device_is_named",
     "run.torch_threads": "test_threads_are_those_that_the_key_names",

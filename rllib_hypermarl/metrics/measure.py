@@ -1,0 +1,46 @@
+"""Everything that is measured on a team's networks, as one row of numbers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..nets import TeamNet
+from ..rollout import Rollout
+from .diversity import sample_observations, snd
+from .embeddings import embedding_distances, learned_embeddings
+from .gradients import ActorRows, entry_variance, gradient_cosine, target_gradient_noise
+
+_OBSERVATIONS = 2000  # of SND
+_MINIBATCHES, _ROWS = 8, 1024  # of gradients: equal ones in all runs, since these numbers depend on them
+_MOST_AGENTS = 32  # whose pairwise gradients are compared, each one of a backward pass
+
+
+def measure(net: TeamNet, rollout: Rollout, advantage: Tensor, seed: int = 0) -> dict[str, float]:
+    """Measures a team on a rollout that it sampled itself.
+
+    SND is over 2,000 of the rollout's observations, gradient statistics are over 8 minibatches of at most 1,024 rows
+    `(t, e)` each. Teams with memory act on episodes rather than observations: of them, embeddings only.
+
+    Args:
+        advantage: `[N, T, E]`, of the rollout.
+        seed: of what is drawn from the rollout.
+
+    Returns:
+        `snd`; `gradient_noise` and `gradient_variance` (ratio, and variance summed over policies, of
+        `target_gradient_noise`); `entry_variance` (the paper's); `gradient_cosine`, for teams of up to 32 agents;
+        `embedding_cosine_distance`, `embedding_euclidean_distance`, where there are learned embeddings.
+    """
+    found = {}
+    if net.spec.memory is None:
+        found["snd"] = snd(net, sample_observations(rollout, _OBSERVATIONS, seed), seed=seed)
+        rows = min(_ROWS, rollout.env_steps() // _MINIBATCHES)
+        minibatches = ActorRows.from_rollout(rollout, advantage).minibatches(_MINIBATCHES, seed, rows)
+        noise = target_gradient_noise(net, minibatches)
+        found |= {"gradient_noise": noise.ratio, "gradient_variance": float(noise.variance.sum())}
+        found["entry_variance"] = entry_variance(net, minibatches)
+        if len(net.spec.agent_policies) <= _MOST_AGENTS:
+            found["gradient_cosine"] = gradient_cosine(net, minibatches)
+    if (embeddings := learned_embeddings(net)) is not None:
+        distances = embedding_distances(embeddings)
+        found |= {f"embedding_{kind}_distance": value for kind, value in distances.items()}
+    return found

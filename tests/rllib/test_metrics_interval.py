@@ -1,0 +1,78 @@
+"""Networks are measured in training, and training does not notice."""
+
+import pytest
+import torch
+
+from rllib_hypermarl import HyperMARLConfig, metrics
+from rllib_hypermarl.errors import ConfigError
+from rllib_hypermarl.rllib.sequences import values_and_advantages
+from tests.helpers import game, weights
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+KEYS = {
+    "snd", "gradient_noise", "gradient_variance", "entry_variance", "gradient_cosine", "embedding_cosine_distance",
+    "embedding_euclidean_distance",
+}  # fmt: skip
+
+
+def build(*overrides):
+    return HyperMARLConfig.from_groups(game(*overrides)).build_algo()
+
+
+def test_networks_are_measured_at_the_interval_and_nothing_else_changes():
+    measured, plain = build("run.metrics_interval=3"), build()
+    results = [measured.train() for _ in range(4)]
+    for _ in range(4):
+        plain.train()
+    assert [set(result.get("metrics", {})) for result in results] == [KEYS, set(), KEYS, set()]
+    assert "metrics" in results[0]["timers"] and "metrics" not in plain.train()
+    first, second = weights(measured), weights(plain)
+    plain.stop()
+    again = build("run.metrics_interval=3")
+    for _ in range(5):
+        again.train()
+    assert all(torch.equal(value, second[name]) for name, value in weights(again).items()) and first.keys()
+    again.stop()
+    measured.stop()
+
+
+def test_what_is_measured_is_what_sampled():
+    """The first iteration's numbers are those of the networks as they were initialised, on its own rollout."""
+    algo, twin = build("run.metrics_interval=100"), build()
+    found = algo.train()["metrics"]
+    rollout = twin.env_runner.sample()
+    _, advantage = values_and_advantages(twin.env_runner.net, rollout, twin.config)
+    expected = metrics.measure(twin.env_runner.net, rollout, advantage)
+    assert {key: float(value) for key, value in found.items()} == pytest.approx(expected)
+    assert expected["snd"] == metrics.snd(twin.env_runner.net, metrics.sample_observations(rollout, 2000))
+    algo.stop()
+    twin.stop()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (("hypermarl.sharing=none",), {"embedding_cosine_distance", "embedding_euclidean_distance"}),
+        (("hypermarl.memory=gru",), KEYS - {"embedding_cosine_distance", "embedding_euclidean_distance"}),
+        (("training.use_critic=false",), set()),
+        (("hypermarl.groups={a: agent_0, b: '*'}",), set()),
+        (("env_runners.num_env_runners=1", "env_runners.num_cpus_per_env_runner=0.5"), set()),
+        (("env=tests.mortal_env:MortalEnv", "env_config={}"), set()),
+    ],
+)
+def test_every_kind_of_team_is_measured(overrides, missing):
+    algo = build("run.metrics_interval=1", *overrides)
+    found = algo.train()["metrics"]
+    algo.stop()
+    assert set(found) == KEYS - missing
+    assert all(value == value for value in found.values())
+
+
+def test_what_cannot_be_measured_is_refused():
+    for override, words in (("run.metrics_interval=0", "expected null or a positive"),):
+        with pytest.raises(ConfigError, match=words):
+            build(override)
+    small = ("env_runners.num_envs_per_env_runner=2", "training.train_batch_size_per_learner=8",
+             "env_runners.rollout_fragment_length=4")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"run.metrics_interval is 1: a rollout of less than 16 env steps"):
+        build("run.metrics_interval=1", *small)
