@@ -92,12 +92,16 @@ def resume(run_dir: str, stop_env_steps: int | None) -> None:
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
 @_JSON
+@click.option("--metrics", is_flag=True, help="Also measure diversity, gradients and embeddings, on one rollout.")
 @click.option("--video", type=click.Path(path_type=Path), help="Also film up to three episodes: a .gif or .mp4.")
 @click.option("--beside", multiple=True, metavar="RUN_DIR|CHECKPOINT", help="Film this one's episodes at its side.")
-def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | None, beside: tuple[str, ...]) -> None:
+def evaluate(
+    path: str, episodes: int, seed: int, as_json: bool, metrics: bool, video: Path | None, beside: tuple[str, ...]
+) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
     from ..evaluation import evaluate as play
     from ..rllib import checkpoints
+    from ..rllib.measuring import measure_on
     from .ray_session import ray_session
 
     if beside and video is None:
@@ -128,6 +132,8 @@ def evaluate(path: str, episodes: int, seed: int, as_json: bool, video: Path | N
             "seed": seed,
         }
         report |= {key: results[key] for key in (*keys, *(["group_return_mean"] if groups else []))}
+        if metrics:
+            report["metrics"] = measure_on(runner)
         if video is not None:
             report["video"] = str(video)
         algo.stop()

@@ -96,8 +96,7 @@ def policy_distances(
 
 
 def sample_observations(rollout: Rollout, count: int, seed: int = 0) -> Tensor:
-    """`[count, obs]`, drawn without replacement from those of all agents (while alive), steps and envs; all, if there are
-    fewer."""
+    """`[count, obs]`, drawn without replacement from those of all agents while alive; all, if there are fewer."""
     obs = rollout.obs.flatten(0, 2) if rollout.alive is None else rollout.obs[rollout.alive]
     return obs[torch.randperm(len(obs), generator=torch.Generator().manual_seed(seed))[:count].to(obs.device)]
 

@@ -24,13 +24,12 @@ from ray.rllib.utils.metrics import (
 )
 
 from ..errors import ActorsLostError, RunFailedError
-from ..metrics import measure
 from ..rollout import Rollout, split
 from . import teams
 from .config import HyperMARLConfig
+from .measuring import measure_on
 from .resources import check_resources, granted_cpus
 from .sampling import RemoteSampler
-from .sequences import values_and_advantages
 
 MEASURES = "metrics"
 """Key of results that were measured on networks."""
@@ -163,9 +162,7 @@ class HyperMARL(PPO):
 
     def _measure(self, rollout: Rollout) -> None:
         """Logs what `metrics.measure` finds, on the rollout and the networks that sampled it."""
-        net, rollout = self.env_runner.net, rollout.tensors(self.env_runner.device)
-        _, advantage = values_and_advantages(net, rollout, self.config)
-        self.metrics.log_dict(measure(net, rollout, advantage), key=MEASURES, window=1)
+        self.metrics.log_dict(measure_on(self.env_runner, rollout), key=MEASURES, window=1)
 
     def _sync_env_runner(self) -> None:
         """Gives the local runner the learners' weights; remote ones get them with the next request."""

@@ -5,6 +5,7 @@ import torch
 
 from rllib_hypermarl import HyperMARLConfig, metrics
 from rllib_hypermarl.errors import ConfigError
+from rllib_hypermarl.rllib.measuring import measure_on
 from rllib_hypermarl.rllib.sequences import values_and_advantages
 from tests.helpers import game, weights
 
@@ -63,6 +64,7 @@ def test_what_is_measured_is_what_sampled():
 def test_every_kind_of_team_is_measured(overrides, missing):
     algo = build("run.metrics_interval=1", *overrides)
     found = algo.train()["metrics"]
+    assert set(measure_on(algo.env_runner)) == set(found)  # as `evaluate --metrics` does, where others sample, too
     algo.stop()
     assert set(found) == KEYS - missing
     assert all(value == value for value in found.values())
