@@ -37,10 +37,12 @@ class Head:
         self.token = (self.home / ".ray" / "auth_token").read_text()
         started = self.ray(
             "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--temp-dir={self.home / 'ray'}", "--disable-usage-stats",
-            *(options or ["--num-cpus=2"]),
+            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",  # jobs go to the agent
+            f"--temp-dir={self.home / 'ray'}", "--disable-usage-stats", *(options or ["--num-cpus=2"]),
         )  # fmt: skip
-        assert started.returncode == 0, started.stderr
+        if started.returncode:
+            self.stop()
+            raise RuntimeError(started.stderr)
 
     def ray(self, *arguments, **env):
         return subprocess.run([RAY, *map(str, arguments)], env={**self.env, **env}, text=True, capture_output=True,
