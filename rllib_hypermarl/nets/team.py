@@ -180,12 +180,12 @@ class TeamNet(nn.Module):
 
     # ---------------------------------------------------------------------------------------------------- memory
 
-    def blank(self, head: str, width: int, device: torch.device) -> Memory | None:
+    def blank(self, head: str, width: int) -> Memory | None:
         """What agents remember in `width` episodes that begin; None for teams without memory."""
         if head not in self.cores:
             return None
-        size = self.cores[head].state_dim
-        return Memory(torch.zeros(len(self.spec.agent_policies), width, size, device=device))
+        core = self.cores[head]
+        return Memory(core.cell.weight_hh.new_zeros(len(self.spec.agent_policies), width, core.state_dim))
 
     def _recalled(self, head: str, x: Tensor, weights: Weights, memory: Memory | None) -> Tensor:
         """What a head reads, `[N, B, in]`; moves its memory on, where it has one.
@@ -197,12 +197,14 @@ class TeamNet(nn.Module):
             return x
         if memory is None:
             raise MemoryMissingError(
-                f"this team has memory ({self.spec.memory}) and acts on whole episodes: its networks cannot be asked "
-                "about single observations"
+                f"this team has memory ({self.spec.memory}) and acts on whole episodes: its networks need what agents "
+                "remember (memory=...), and cannot be asked about single observations"
             )
         encoder = encoder_of(head)
         seen = _ACTIVATIONS[self.spec.heads[encoder].activation](self(encoder, x, weights))
-        seen, memory.state = self.cores[head](seen, memory.state, memory.lost)
+        core = self.cores[head]
+        one_step = memory.lost is None
+        seen, memory.state = core.step(seen, memory.state) if one_step else core(seen, memory.state, memory.lost)
         return seen
 
     # -------------------------------------------------------------------------------------------- actors and critics
