@@ -57,7 +57,7 @@ def test_answers_are_the_policy_s_alone_and_among_128(url, tmp_path, kind):
             assert_same_actions(answer.json()["actions"], actions)
     for request, actions in zip(asked[:3], expected, strict=False):
         assert_same_actions(handle.act.remote(request).result()["actions"], actions)
-    assert httpx.get(f"{url}/{kind}/metadata").json()["actions"]["choices"] == list(KINDS[kind].choices)
+    assert httpx.get(f"{url}/{kind}/metadata").json()["actions"][AGENTS[0]]["choices"] == list(KINDS[kind].choices)
     serve.delete(kind)
 
 
