@@ -11,9 +11,10 @@ from .gradients import (
     target_gradient_noise,
     target_gradients,
 )
+from .histories import Histories, greedy_histories
 
 __all__ = [
-    "ActorRows", "GradientNoise", "agent_cosines", "embedding_distances", "embedding_drift", "entry_variance",
-    "gradient_cosine", "learned_embeddings", "policy_distances", "sample_observations", "snd", "target_gradient_noise",
-    "target_gradients",
+    "ActorRows", "GradientNoise", "Histories", "agent_cosines", "embedding_distances", "embedding_drift",
+    "entry_variance", "gradient_cosine", "greedy_histories", "learned_embeddings", "policy_distances",
+    "sample_observations", "snd", "target_gradient_noise", "target_gradients",
 ]  # fmt: skip
