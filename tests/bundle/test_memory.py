@@ -1,5 +1,7 @@
 """Bundles of teams with memory: they act as the networks do in evaluation, step by step, across ends of episodes."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from rllib_hypermarl.errors import MemoryMissingError, ObservationError
 from rllib_hypermarl.evaluation import evaluate, play
 from rllib_hypermarl.nets import HeadSpec, Memory, ModelSpec
 from tests.bundle.teams import ACTIONS, CORE, OBS, inputs, save, trained, with_memory
+from tests.helpers import ROOT
 from tests.restless_env import RestlessEnv
 
 
@@ -123,6 +126,13 @@ def test_a_frozen_bundle_remembers_for_the_actors_alone_unless_asked(tmp_path):
     assert (policy.spec.memory_dim("actor"), policy.spec.memory_dim("critic")) == (2 * CORE, 0)
     assert policy.blank(2).state.shape == (3, 2, 2 * CORE) and policy.blank(2, "critic") is None
     assert load_policy(save(net, tmp_path / "both", include_critic=True)).spec.memory_dim("critic") == 2 * CORE
+
+
+def test_the_page_s_code_runs(policy):
+    (block,) = re.findall(r"```python\n(memory = .*?)```", (ROOT / "docs/bundles.md").read_text(), flags=re.DOTALL)
+    namespace = {"policy": policy, "agents": policy.spec.agents, "size": OBS, "np": np, "torch": torch}
+    exec(block, namespace)
+    assert namespace["actions"]["agent_0"].shape == (128,) and namespace["memory"].state.any()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Teams with memory behind HTTP: the state goes out with an answer and comes back with the next request."""
 
+import re
+
 import httpx
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rllib_hypermarl.serving.http import TeamApp
 from rllib_hypermarl.serving.play import play_served
 from rllib_hypermarl.serving.schemas import RefusedError, encode, parse
 from rllib_hypermarl.serving.team import answer, check
+from tests.helpers import ROOT
 from tests.restless_env import OBS as RESTLESS_OBS
 from tests.restless_env import RestlessEnv
 from tests.serving.teams import AGENTS, CORE, KINDS, OBS, Alone, assert_same_actions, observations, write_bundle
@@ -165,6 +168,15 @@ def test_whoever_waits_beside_a_request_changes_nothing(bundles, chosen, random)
 
 def is_single(request):
     return next(iter(request["observations"].values())).ndim == 1
+
+
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_the_page_s_code_runs(tmp_path, memory):
+    (block,) = re.findall(r"```python\n(answer = .*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
+    with client_of(write_bundle(tmp_path / "b", memory=memory)) as client:
+        given = {"team": client, "observations": observations(3), "ended": np.array([False, True, False])}
+        exec(block, given)
+    assert (given["answer"].memory is None) == (memory is None)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
