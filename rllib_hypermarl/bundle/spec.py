@@ -115,9 +115,7 @@ class BundleSpec(_Model):
 
     def memory_dim(self, head: str) -> int:
         """Numbers that an agent remembers for a head, `actor` or `critic`; 0 without memory, or without that head."""
-        if self.model.memory is None or head not in self.heads:
-            return 0
-        return self.model.memory_size * (2 if self.model.memory == "lstm" else 1)
+        return self.model.memory_dim(head)
 
     def agent_actions(self, agent: str) -> ActionSpec:
         """What one agent can do."""

@@ -170,9 +170,30 @@ class TeamNet(nn.Module):
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
 
     def of_policy(self, policy: int, head: str, x: Tensor, weights: Weights) -> Tensor:
-        """One policy's network alone. Args: policy, its index; x `[B, in]`. Returns `[B, out]`."""
+        """One policy's network alone. Args: policy, its index; x `[..., in]`. Returns `[..., out]`."""
         layers = [tuple(t if len(t) == 1 else t[policy : policy + 1] for t in layer) for layer in weights[head]]
-        return apply_target(layers, x.unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
+        out = apply_target(layers, x.flatten(0, -2).unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
+        return out.unflatten(0, x.shape[:-1])
+
+    def recalled_of_policy(
+        self, policy: int, head: str, x: Tensor, weights: Weights, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What one policy's network reads, in a team with memory.
+
+        Args:
+            policy: its index.
+            x: `[B, L, in]`, L steps of B sequences.
+            weights: with the head's encoder.
+            state: `[B, size]`, of its memory before them.
+
+        Returns:
+            `[B, L, in]`, and the state after them.
+        """
+        encoder = encoder_of(head)
+        seen = self.of_policy(policy, encoder, x.transpose(0, 1).flatten(0, 1), weights)
+        seen = _ACTIVATIONS[self.spec.heads[encoder].activation](seen)
+        seen, after = self.cores[head](seen.unsqueeze(0), state.unsqueeze(0), None)
+        return seen[0].unflatten(0, (-1, len(x))).transpose(0, 1), after[0]
 
     def normalised(self, kind: str, x: Tensor) -> Tensor:
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""

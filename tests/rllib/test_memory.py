@@ -17,7 +17,6 @@ from rllib_hypermarl.nets import SHARING, TeamNet, transfer
 from rllib_hypermarl.rllib.env_runner import BatchedEnvRunner
 from rllib_hypermarl.rllib.learner import _rows
 from rllib_hypermarl.rllib.sequences import Sequences
-from rllib_hypermarl.rllib.views import stock_module_spec
 from rllib_hypermarl.rollout import Rollout, gae, join, split
 from tests import oracle
 from tests.restless_env import RestlessEnv
@@ -352,9 +351,6 @@ def test_who_keeps_no_memory_for_a_team_is_told():
             ask()
     with pytest.raises(MemoryMissingError):
         snd(net, obs[0])
-    space = config().make_batched_env(1, torch.device("cpu"))
-    with pytest.raises(ConfigError, match="memory is not possible here"):
-        stock_module_spec(["a"], space.observation_spaces["a"], space.action_spaces["a"], memory="gru")
 
 
 def test_networks_with_memory_start_from_another_team_s():
