@@ -34,7 +34,7 @@ def evaluate(
     """
     generator = torch.Generator(device=env.device)
     generator.manual_seed(seed if seed is not None else torch.seed())
-    weights, memory = net.generate("actor"), net.blank("actor", env.num_envs, env.device)
+    weights, memory = net.generate("actor"), net.blank("actor", env.num_envs)
     before: Step | None = None
 
     def act(step: Step) -> Tensor:

@@ -56,10 +56,8 @@ def save_bundle(
         BundleError: the path is taken or cannot be written, or the team does not fit what is said of it.
     """
     path = Path(os.path.abspath(path))
-    if net.spec.memory is not None:
-        raise BundleError(f"{path}: no bundle can be made of a team with memory ({net.spec.memory}) yet")
     if kind == "frozen":
-        heads = [name for name in net.spec.heads if name == "actor" or include_critic]
+        heads = list(net.spec.heads) if include_critic else net.spec.with_encoders(["actor"])
         net = without_generators(net, heads)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     weights = safetensors.torch.save(tensors)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
+from ..nets.spec import encoder_of
 
 SCHEMA_VERSION = 3
 """Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
@@ -99,13 +100,22 @@ class BundleSpec(_Model):
 
     @property
     def heads(self) -> dict[str, HeadSpec]:
-        """`actor`, and `critic` where the bundle has one."""
+        """`actor`, and `critic` where the bundle has one; of teams with memory their encoders, too."""
         return self.model.heads
 
     @property
     def obs_dim(self) -> int:
         """Of the agent that observes most; what others observe is filled up with zeros."""
-        return self.heads["actor"].in_dim
+        return self.model.reader("actor").in_dim
+
+    @property
+    def critic_reads(self) -> str | None:
+        """`obs`, `team` or `state`; None where the bundle has no critic."""
+        return self.model.reader("critic").reads if "critic" in self.heads else None
+
+    def memory_dim(self, head: str) -> int:
+        """Numbers that an agent remembers for a head, `actor` or `critic`; 0 without memory, or without that head."""
+        return self.model.memory_dim(head)
 
     def agent_actions(self, agent: str) -> ActionSpec:
         """What one agent can do."""
@@ -120,16 +130,20 @@ class BundleSpec(_Model):
                 raise ValueError(f"{what}: expected 1 to {_MAX_AGENTS} names, no two alike")
         if len(model.agent_policies) != n or set(self.observations) != set(self.agents):
             raise ValueError(f"agents, model.agent_policies and observations must tell of the same {n} agents")
-        if model.actions is None or "actor" not in self.heads or not set(self.heads) <= {"actor", "critic"}:
+        heads = set(self.heads) - ({encoder_of(name) for name in self.heads} if model.memory is not None else set())
+        if model.actions is None or "actor" not in heads or not heads <= {"actor", "critic"}:
             raise ValueError("model.heads must be actor, or actor and critic, with model.actions")
-        self._check_sizes()
-        actor, critic = self.heads["actor"], self.heads.get("critic")
+        if any(self.heads[name].reads != model.reader(name).reads for name in heads):
+            raise ValueError("model.heads: an encoder must read what the head behind it is said to read")
+        actor, critic = model.reader("actor"), model.reader("critic") if "critic" in heads else None
         if actor.reads != "obs" or max(o.size for o in self.observations.values()) != actor.in_dim:
             raise ValueError(f"the actor must read observations, of its size {actor.in_dim} at most")
         if critic is not None:
             reads = {"obs": actor.in_dim, "team": n * actor.in_dim, "state": self.state_dim}
-            if critic.in_dim != reads[critic.reads] or critic.out_dim != 1:
-                raise ValueError(f"the critic has sizes {critic.in_dim} and {critic.out_dim}, not those it must have")
+            out_dim = self.heads["critic"].out_dim
+            if critic.in_dim != reads[critic.reads] or out_dim != 1:
+                raise ValueError(f"the critic has sizes {critic.in_dim} and {out_dim}, not those it must have")
+        self._check_sizes()
         if model.normalise_values and critic is None:
             raise ValueError("model.normalise_values without a critic")
         if self.kind == "frozen" and any(head.sharing.startswith("hyper") for head in self.heads.values()):
@@ -140,7 +154,7 @@ class BundleSpec(_Model):
 
     def _check_sizes(self) -> None:
         model = self.model
-        sizes = [model.embedding_dim, *model.hypernet_hidden, *model.actions.choices]
+        sizes = [model.embedding_dim, model.memory_size, *model.hypernet_hidden, *model.actions.choices]
         sizes += [size for own in model.agent_actions or () for size in own.choices]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]

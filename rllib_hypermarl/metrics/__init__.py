@@ -11,10 +11,11 @@ from .gradients import (
     target_gradient_noise,
     target_gradients,
 )
+from .histories import Histories, greedy_histories
 from .measure import measure
 
 __all__ = [
-    "ActorRows", "GradientNoise", "agent_cosines", "embedding_distances", "embedding_drift", "entry_variance",
-    "gradient_cosine", "learned_embeddings", "measure", "policy_distances", "sample_observations", "snd",
-    "target_gradient_noise", "target_gradients",
+    "ActorRows", "GradientNoise", "Histories", "agent_cosines", "embedding_distances", "embedding_drift",
+    "entry_variance", "gradient_cosine", "greedy_histories", "learned_embeddings", "measure", "policy_distances",
+    "sample_observations", "snd", "target_gradient_noise", "target_gradients",
 ]  # fmt: skip

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MemoryMissingError
 from ..nets import Categorical, Distribution, Gaussian, MultiCategorical, TeamNet
 from ..rollout import Rollout
+from .histories import Histories
 from .pairs import mean_over_pairs
 
 Distance = Literal["jensen_shannon", "wasserstein"]
@@ -34,7 +35,9 @@ _CHUNK = 2**20  # numbers in one temporary tensor
 _MOST_JOINT_ACTIONS = 4096  # of several components that are still enumerated
 
 
-def snd(net: TeamNet, obs: Tensor, distance: Distance = "jensen_shannon", *, samples: int = 64, seed: int = 0) -> float:
+def snd(
+    net: TeamNet, obs: Tensor | Histories, distance: Distance = "jensen_shannon", *, samples: int = 64, seed: int = 0
+) -> float:
     """System Neural Diversity of the team's agents; arguments as of `policy_distances`.
 
     Agents that share a policy, or all weights (`full`), are at distance 0 from one another, and count as pairs, as the
@@ -46,9 +49,10 @@ def snd(net: TeamNet, obs: Tensor, distance: Distance = "jensen_shannon", *, sam
 
 @torch.no_grad()
 def policy_distances(
-    net: TeamNet, obs: Tensor, distance: Distance = "jensen_shannon", *, samples: int = 64, seed: int = 0
+    net: TeamNet, obs: Tensor | Histories, distance: Distance = "jensen_shannon", *, samples: int = 64, seed: int = 0
 ) -> Tensor:
-    """How far apart all policies act on the same observations.
+    """How far apart all policies act on the same observations; with memory, after the same histories of observations,
+    which every policy reads from the beginning with a memory of its own.
 
     `jensen_shannon`, 0 to 1, is the distance between distributions over whole actions.
     - Discrete: exact.
@@ -64,7 +68,8 @@ def policy_distances(
     differences of means and of standard deviations, before clipping or squashing. In units of actions, without limit.
 
     Args:
-        obs: `[O, obs]`, as the env gives them; every policy acts on all of them.
+        obs: `[O, obs]`, as the env gives them; every policy acts on all of them. Or histories, whose observations O are
+            those that count; teams with memory need them.
         samples: draws per policy and observation, where distances are estimated.
         seed: of those draws.
 
@@ -73,6 +78,7 @@ def policy_distances(
 
     Raises:
         ConfigError: the distance is unknown, or needs continuous actions.
+        MemoryMissingError: the team has memory, and observations come without their histories.
     """
     if distance not in ("jensen_shannon", "wasserstein"):
         raise ConfigError(f"distance is {distance!r}, valid are jensen_shannon, wasserstein")
@@ -80,19 +86,40 @@ def policy_distances(
         raise ConfigError("distance 'wasserstein' needs continuous actions, take 'jensen_shannon'")
     spec = net.spec
     num_policies, num_agents = len(spec.policies), len(spec.agent_policies)
-    pairs = torch.triu_indices(num_policies, num_policies, offset=1, device=obs.device)
-    total = torch.zeros(pairs.shape[1], dtype=torch.float64, device=obs.device)
-    speaker = torch.tensor([spec.agent_policies.index(p) for p in range(num_policies)], device=obs.device)
-    generator = torch.Generator(device=obs.device).manual_seed(seed)
-    weights, width = net.generate("actor"), _width(net, distance, samples)
-    for rows in obs.split(max(1, _CHUNK // (num_agents * max(width, *spec.heads["actor"].hidden, 1)))):
-        dist = _take(net.policy(rows.expand(num_agents, *rows.shape), weights), speaker)
-        measure = _measure(dist, distance, samples, generator)
-        size = max(1, _CHUNK // (len(rows) * width))
+    device = (obs.obs if isinstance(obs, Histories) else obs).device
+    pairs = torch.triu_indices(num_policies, num_policies, offset=1, device=device)
+    total = torch.zeros(pairs.shape[1], dtype=torch.float64, device=device)
+    speaker = torch.tensor([spec.agent_policies.index(p) for p in range(num_policies)], device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    width, count = _width(net, distance, samples), 0
+    for dist, rows in _acted(net, obs, _CHUNK // (num_agents * max(width, *spec.heads["actor"].hidden, 1))):
+        measure = _measure(_take(dist, speaker), distance, samples, generator)
+        size = max(1, _CHUNK // (rows * width))
         total += torch.cat([measure(i, j).sum(dim=1) for i, j in pairs.split(size, dim=1)])
-    result = torch.zeros(num_policies, num_policies, dtype=torch.float64, device=obs.device)
-    result[pairs[0], pairs[1]] = result[pairs[1], pairs[0]] = total / len(obs)
+        count += rows
+    result = torch.zeros(num_policies, num_policies, dtype=torch.float64, device=total.device)
+    result[pairs[0], pairs[1]] = result[pairs[1], pairs[0]] = total / count
     return result
+
+
+def _acted(net: TeamNet, obs: Tensor | Histories, size: int) -> Iterator[tuple[Distribution, int]]:
+    """What all agents do on the same observations, in chunks of about `size` rows, and the number of rows of each."""
+    num_agents, weights = len(net.spec.agent_policies), net.generate("actor")
+    if net.spec.memory is not None and not isinstance(obs, Histories):
+        raise MemoryMissingError(
+            f"this team has memory ({net.spec.memory}): it acts on histories, take greedy_histories(net, env, steps)"
+        )
+    if net.spec.memory is None:
+        for rows in (obs.obs[obs.counted] if isinstance(obs, Histories) else obs).split(max(1, size)):
+            yield net.policy(rows.expand(num_agents, *rows.shape), weights), len(rows)
+        return
+    for columns in torch.arange(obs.obs.shape[1], device=obs.obs.device).split(max(1, size // len(obs.obs))):
+        rows, lost, counted = (x[:, columns].flatten(0, 1) for x in (obs.obs, obs.lost, obs.counted))
+        memory = net.blank("actor", len(columns))
+        memory.lost = lost.unsqueeze(0)
+        dist = net.policy(rows.expand(num_agents, *rows.shape), weights, memory=memory)
+        if counted.any():
+            yield dist.rows(counted), int(counted.sum())
 
 
 def sample_observations(rollout: Rollout, count: int, seed: int = 0) -> Tensor:

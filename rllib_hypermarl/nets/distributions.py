@@ -181,7 +181,7 @@ class Categorical:
             self.log_probs = torch.log_softmax(logits.masked_fill(~mask, -math.inf), dim=-1)
             self.log_probs = self.log_probs.masked_fill(~mask, FORBIDDEN)
 
-    def rows(self, span: slice) -> Categorical:
+    def rows(self, span: slice | Tensor) -> Categorical:
         """That of some rows of the second axis, such as one of several requests that were answered together."""
         part = copy.copy(self)
         part.log_probs = self.log_probs[:, span]
@@ -224,7 +224,7 @@ class MultiCategorical:
         parts = zip(logits.split(choices, dim=-1), masks, strict=True)
         self.parts = [Categorical(part, allowed) for part, allowed in parts]
 
-    def rows(self, span: slice) -> MultiCategorical:
+    def rows(self, span: slice | Tensor) -> MultiCategorical:
         """That of some rows of the second axis, such as one of several requests that were answered together."""
         part = copy.copy(self)
         part.parts = [component.rows(span) for component in self.parts]
@@ -270,7 +270,7 @@ class Gaussian:
         self.mean, self.log_std, self.squash = mean, log_std.expand_as(mean), squash
         self.low, self.high, self.used = low, high, used
 
-    def rows(self, span: slice) -> Gaussian:
+    def rows(self, span: slice | Tensor) -> Gaussian:
         """That of some rows of the second axis, such as one of several requests that were answered together."""
         part = copy.copy(self)
         part.mean, part.log_std = self.mean[:, span], self.log_std[:, span]

@@ -17,7 +17,8 @@ class Memory:
     """The state of a head's core, beside rows of observations; who reads the rows moves it on.
 
     Attributes:
-        state: `[N, B, size]` before the first row; of LSTMs twice the size, hidden state and cell.
+        state: `[N, B, size]` before the first row, of one agent alone `[B, size]`; of LSTMs twice the size, hidden
+            state and cell. Zeros are the beginning of an episode.
         lost: of rows that are L steps of B sequences, `[N or 1, L * B]` bool in the order `(t, b)`: whose memory is
             lost after the row, since an episode ended there or an agent was not alive. None: rows are one step of each
             sequence, and `forget` is the caller's.
@@ -27,7 +28,7 @@ class Memory:
     lost: Tensor | None = None
 
     def forget(self, lost: Tensor) -> None:
-        """Args: lost: `[N or 1, B]` bool."""
+        """Args: lost: `[N or 1, B]` bool, or `[B]` for all agents alike: whose episode, or life, has ended."""
         self.state = self.state.masked_fill(lost.unsqueeze(-1), 0.0)
 
 
@@ -47,6 +48,16 @@ class Core(nn.Module):
         self.size = size
         self.state_dim = size if kind == "gru" else 2 * size
 
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Reads one row each. Args: x `[..., in]`, state `[..., state_dim]`. Returns `[..., size]`, the new state."""
+        rows, before = x.flatten(0, -2), state.flatten(0, -2)
+        if isinstance(self.cell, nn.GRUCell):
+            seen = after = self.cell(rows, before)
+        else:
+            seen, cell = self.cell(rows, before.split(self.size, dim=-1))
+            after = torch.cat([seen, cell], dim=-1)
+        return seen.unflatten(0, x.shape[:-1]), after.unflatten(0, x.shape[:-1])
+
     def forward(self, x: Tensor, state: Tensor, lost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reads rows in order.
 
@@ -58,16 +69,12 @@ class Core(nn.Module):
         Returns:
             What the core puts out, `[N, L * B, size]`, and the state after the last step.
         """
-        agents, width = state.shape[:2]
-        steps = x.unflatten(1, (-1, width)).transpose(0, 1).flatten(1, 2)  # [L, N * B, in]
+        steps, out = x.unflatten(1, (-1, state.shape[1])).transpose(0, 1), []  # [L, N, B, in]
         if lost is not None:
-            lost = lost.expand(agents, -1).unflatten(1, (-1, width)).transpose(0, 1).flatten(1, 2).unsqueeze(-1)
-        parts = state.flatten(0, 1).split(self.size, dim=-1)
-        out = []
-        for t, step in enumerate(steps):
-            parts = (self.cell(step, *parts),) if len(parts) == 1 else self.cell(step, parts)
-            out.append(parts[0])
+            lost = lost.unflatten(1, (-1, state.shape[1])).transpose(0, 1).unsqueeze(-1)
+        for t, rows in enumerate(steps):
+            seen, state = self.step(rows, state)
+            out.append(seen)
             if lost is not None:
-                parts = tuple(part.masked_fill(lost[t], 0.0) for part in parts)
-        seen = torch.stack(out).unflatten(1, (agents, width)).transpose(0, 1).flatten(1, 2)
-        return seen, torch.cat(parts, dim=-1).unflatten(0, (agents, width))
+                state = state.masked_fill(lost[t], 0.0)
+        return torch.stack(out).transpose(0, 1).flatten(1, 2), state

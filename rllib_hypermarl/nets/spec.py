@@ -147,6 +147,12 @@ class ModelSpec:
         """Who reads what a head is about: its encoder in a team with memory, else the head itself."""
         return self.heads[head if self.memory is None else encoder_of(head)]
 
+    def memory_dim(self, head: str) -> int:
+        """Numbers that an agent remembers for a head, `actor` say; 0 without memory, or without that head."""
+        if self.memory is None or head not in self.heads:
+            return 0
+        return self.memory_size * (2 if self.memory == "lstm" else 1)
+
     def with_encoders(self, heads: Iterable[str]) -> list[str]:
         """The heads and whoever reads for them."""
         return [name for head in heads for name in (head, encoder_of(head)) if name == head or name in self.heads]

@@ -189,9 +189,30 @@ class TeamNet(nn.Module):
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
 
     def of_policy(self, policy: int, head: str, x: Tensor, weights: Weights) -> Tensor:
-        """One policy's network alone. Args: policy, its index; x `[B, in]`. Returns `[B, out]`."""
+        """One policy's network alone. Args: policy, its index; x `[..., in]`. Returns `[..., out]`."""
         layers = [tuple(t if len(t) == 1 else t[policy : policy + 1] for t in layer) for layer in weights[head]]
-        return apply_target(layers, x.unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
+        out = apply_target(layers, x.flatten(0, -2).unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
+        return out.unflatten(0, x.shape[:-1])
+
+    def recalled_of_policy(
+        self, policy: int, head: str, x: Tensor, weights: Weights, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What one policy's network reads, in a team with memory.
+
+        Args:
+            policy: its index.
+            x: `[B, L, in]`, L steps of B sequences.
+            weights: with the head's encoder.
+            state: `[B, size]`, of its memory before them.
+
+        Returns:
+            `[B, L, in]`, and the state after them.
+        """
+        encoder = encoder_of(head)
+        seen = self.of_policy(policy, encoder, x.transpose(0, 1).flatten(0, 1), weights)
+        seen = _ACTIVATIONS[self.spec.heads[encoder].activation](seen)
+        seen, after = self.cores[head](seen.unsqueeze(0), state.unsqueeze(0), None)
+        return seen[0].unflatten(0, (-1, len(x))).transpose(0, 1), after[0]
 
     def normalised(self, kind: str, x: Tensor) -> Tensor:
         """By the running statistics of `obs`, `state` or `value`; as it is where the spec asks for none."""
@@ -199,12 +220,12 @@ class TeamNet(nn.Module):
 
     # ---------------------------------------------------------------------------------------------------- memory
 
-    def blank(self, head: str, width: int, device: torch.device) -> Memory | None:
+    def blank(self, head: str, width: int) -> Memory | None:
         """What agents remember in `width` episodes that begin; None for teams without memory."""
         if head not in self.cores:
             return None
-        size = self.cores[head].state_dim
-        return Memory(torch.zeros(len(self.spec.agent_policies), width, size, device=device))
+        core = self.cores[head]
+        return Memory(core.cell.weight_hh.new_zeros(len(self.spec.agent_policies), width, core.state_dim))
 
     def _recalled(self, head: str, x: Tensor, weights: Weights, memory: Memory | None) -> Tensor:
         """What a head reads, `[N, B, in]`; moves its memory on, where it has one.
@@ -216,12 +237,14 @@ class TeamNet(nn.Module):
             return x
         if memory is None:
             raise MemoryMissingError(
-                f"this team has memory ({self.spec.memory}) and acts on whole episodes: its networks cannot be asked "
-                "about single observations"
+                f"this team has memory ({self.spec.memory}) and acts on whole episodes: its networks need what agents "
+                "remember (memory=...), and cannot be asked about single observations"
             )
         encoder = encoder_of(head)
         seen = _ACTIVATIONS[self.spec.heads[encoder].activation](self(encoder, x, weights))
-        seen, memory.state = self.cores[head](seen, memory.state, memory.lost)
+        core = self.cores[head]
+        one_step = memory.lost is None
+        seen, memory.state = core.step(seen, memory.state) if one_step else core(seen, memory.state, memory.lost)
         return seen
 
     # -------------------------------------------------------------------------------------------- actors and critics

@@ -200,7 +200,7 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
         buffer = RolloutBuffer(*sizes, self.device, acts.shape, acts.dtype, state_dim)
         self._env_seconds = 0.0
         for head in net.cores.keys() - self._memory.keys():
-            self._memory[head] = net.blank(head, self.env.num_envs, self.device)
+            self._memory[head] = net.blank(head, self.env.num_envs)
         memory, remembered = self._memory.get("actor"), []
         for t in range(length):
             before, obs = self._step, self._step.observed()

@@ -30,7 +30,8 @@ def export_bundle(
     """
     checkpoint = checkpoints.find(path)
     module = load_module(checkpoint)
-    critic = module.net.spec.heads.get("critic")
+    spec = module.net.spec
+    critic = spec.reader("critic") if "critic" in spec.heads else None
     save_bundle(
         module.net,
         bundle,

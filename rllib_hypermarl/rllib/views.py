@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.distribution import Distribution
@@ -44,8 +45,10 @@ _OBSERVATIONS, _ACTION_MASK = "observations", "action_mask"  # of a `Dict` space
 # Keys of the group `hypermarl` that make the networks. The others are of HyperMARL's own learner.
 _NETWORK_KEYS = {
     "sharing", "critic_sharing", "context", "embedding_dim", "hypernet_hidden", "actor_hidden", "critic_hidden",
-    "activation", "init", "log_std",
+    "activation", "init", "log_std", "memory", "memory_size", "memory_encoder_hidden", "memory_encoder_sharing",
+    "sequence_length",
 }  # fmt: skip
+_SEQUENCE_LENGTH = 20  # RLlib's own default
 
 
 def stock_module_spec(
@@ -67,7 +70,8 @@ def stock_module_spec(
         seed: of the initial parameters. None: the global stream.
         others: modules of other policies, heuristics for example.
         networks: `sharing`, `critic_sharing`, `context`, `embedding_dim`, `hypernet_hidden`, `actor_hidden`,
-            `critic_hidden`, `activation`, `init`, `log_std` of `HyperMARLConfig.hypermarl`.
+            `critic_hidden`, `activation`, `init`, `log_std`, `memory`, `memory_size`, `memory_encoder_hidden`,
+            `memory_encoder_sharing`, `sequence_length` (None: 20, as RLlib's) of `HyperMARLConfig.hypermarl`.
 
     Raises:
         ConfigError: a key or a value is not possible here.
@@ -82,7 +86,14 @@ def stock_module_spec(
         for space in (observation_space, action_space)
     ]
     observed = {policy: _without_mask(policy, space) for policy, space in spaces[0].items()}
-    model = HyperMARLConfig().hypermarl(**networks).model_spec(observed, spaces[1])
+    made = HyperMARLConfig().hypermarl(**networks)
+    length = _SEQUENCE_LENGTH if made.sequence_length is None else made.sequence_length
+    if made.memory is not None and (length < 1 or not made.memory_encoder_hidden):
+        raise ConfigError("stock_module_spec: sequence_length must be at least 1, memory_encoder_hidden have a layer")
+    model, remembered = made.model_spec(observed, spaces[1]), {}
+    if made.memory is not None:
+        sizes = {head: model.memory_dim(head) for head in ("actor", "critic")}
+        remembered = {"max_seq_len": length, "memory": sizes}
     owner = RLModuleSpec(
         module_class=HyperModule,
         observation_space=gym.spaces.Dict(list(spaces[0].items())),
@@ -90,7 +101,9 @@ def stock_module_spec(
         model_config={MODEL_SPEC: model.to_dict(), "seed": seed},
     )
     views = {
-        policy: RLModuleSpec(PolicyView, spaces[0][policy], spaces[1][policy], model_config={"policy": policy})
+        policy: RLModuleSpec(
+            PolicyView, spaces[0][policy], spaces[1][policy], model_config={"policy": policy, **remembered}
+        )
         for policy in policies
     }
     return MultiRLModuleSpec(
@@ -114,7 +127,8 @@ class PolicyView(RLModule, ValueFunctionAPI):
     """One policy of the team. It holds no parameters: RLlib gives it no optimiser, and no state to save.
 
     Not an `nn.Module`, on purpose; `TeamModule` ties it to their owner. Model config: `policy`, its id in the owner's
-    spec.
+    spec. Of teams with memory, too: `max_seq_len`, RLlib's own key, and `memory`, head -> size of its state. Their
+    batches have an axis of steps behind that of sequences, `[B, L, ...]`, as RLlib's connectors make them.
     """
 
     framework = "torch"
@@ -141,6 +155,10 @@ class PolicyView(RLModule, ValueFunctionAPI):
             team, self._actions = self._actions, owner.net.spec.agent_actions[self._index]
             self._used = team.places_of(self._actions)
 
+    def get_initial_state(self) -> dict[str, np.ndarray]:
+        """RLlib's hook: what is remembered at the beginning of an episode, head -> `[size]`. Empty without memory."""
+        return {head: np.zeros(size, np.float32) for head, size in self.model_config.get("memory", {}).items()}
+
     @property
     def net(self) -> TeamNet:
         if self._owner is None:
@@ -156,7 +174,7 @@ class PolicyView(RLModule, ValueFunctionAPI):
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """Args: batch with `obs [B, obs]`. Returns inputs of the action distribution, `[B, ...]`."""
         with torch.no_grad():
-            return self.act(batch, self.net.generate("actor"))
+            return self.act(batch, _generate_actors(self.net))
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         return self.act_and_value(batch, self.net.generate())
@@ -165,11 +183,25 @@ class PolicyView(RLModule, ValueFunctionAPI):
         """Returns `[B]`. Args: embeddings: the values themselves, where the forward pass has computed them already."""
         return self._value(batch, self.net.generate("critic")) if embeddings is None else embeddings
 
-    def act(self, batch: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
-        """The inputs of the action distribution. Args: weights of the whole team, with the head `actor`."""
+    def act(self, batch: dict[str, Any], weights: Weights) -> dict[str, Any]:
+        """The inputs of the action distribution, and with memory its state afterwards. Args: weights of the whole team,
+        with the head `actor`, and with memory the critic's encoder: the learner's sequences start in mid-episode."""
+        inputs, actor = self._action_inputs(batch, weights)
+        if actor is None:
+            return {Columns.ACTION_DIST_INPUTS: inputs}
+        _, critic = self._recalled("critic", self._observed(batch)[0], batch, weights)
+        return {Columns.ACTION_DIST_INPUTS: inputs, Columns.STATE_OUT: {"actor": actor, "critic": critic}}
+
+    def act_and_value(self, batch: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
+        """The inputs of the distribution, with values where RLlib's loss finds them without another forward pass."""
+        inputs, _ = self._action_inputs(batch, weights)
+        return {Columns.ACTION_DIST_INPUTS: inputs, Columns.EMBEDDINGS: self._value(batch, weights)}
+
+    def _action_inputs(self, batch: dict[str, Any], weights: Weights) -> tuple[Tensor, Tensor | None]:
         net, used = self.net, slice(None) if self._used is None else self._used
         obs, mask = self._observed(batch)
-        inputs = net.of_policy(self._index, "actor", obs, weights)
+        seen, state = self._recalled("actor", obs, batch, weights)
+        inputs = net.of_policy(self._index, "actor", seen, weights)
         if (log_std := net.policy_log_std()) is not None:
             log_std = log_std[self._index if len(log_std) > 1 else 0]
             inputs = torch.cat([inputs[..., used], log_std[used].expand(*inputs.shape[:-1], -1)], dim=-1)
@@ -177,24 +209,27 @@ class PolicyView(RLModule, ValueFunctionAPI):
             inputs = torch.cat([part[..., used] for part in net.spec.actions.mean_and_log_std(inputs)], dim=-1)
         else:
             inputs = inputs[..., used]
-        if mask is not None:
-            inputs = inputs.masked_fill(mask == 0, FORBIDDEN)
-        return {Columns.ACTION_DIST_INPUTS: inputs}
+        return inputs if mask is None else inputs.masked_fill(mask == 0, FORBIDDEN), state
+
+    def _value(self, batch: dict[str, Any], weights: Weights) -> Tensor:
+        seen, _ = self._recalled("critic", self._observed(batch)[0], batch, weights)
+        return self.net.of_policy(self._index, "critic", seen, weights).squeeze(-1)
+
+    def _recalled(
+        self, head: str, obs: Tensor, batch: dict[str, Any], weights: Weights
+    ) -> tuple[Tensor, Tensor | None]:
+        """What a head reads, and the state of its memory afterwards, `[B, size]`; without memory obs, and None."""
+        if head not in self.net.cores:
+            return obs, None
+        return self.net.recalled_of_policy(self._index, head, obs, weights, batch[Columns.STATE_IN][head])
 
     def _observed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """What the networks read `[B, obs]`, filled up with zeros where the team sees more; and the action mask."""
         obs, mask = batch[Columns.OBS], None
         if isinstance(obs, Mapping):
             obs, mask = obs[_OBSERVATIONS], obs[_ACTION_MASK]
-        missing = self.net.spec.heads["actor"].in_dim - obs.shape[-1]
+        missing = self.net.spec.reader("actor").in_dim - obs.shape[-1]
         return self.net.normalised("obs", functional.pad(obs, (0, missing)) if missing else obs), mask
-
-    def act_and_value(self, batch: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
-        """The same, with values where RLlib's loss finds them without another forward pass."""
-        return {**self.act(batch, weights), Columns.EMBEDDINGS: self._value(batch, weights)}
-
-    def _value(self, batch: dict[str, Any], weights: Weights) -> Tensor:
-        return self.net.of_policy(self._index, "critic", self._observed(batch)[0], weights).squeeze(-1)
 
     # --------------------------------------------------------------------------------------------------- distribution
 
@@ -210,6 +245,11 @@ class PolicyView(RLModule, ValueFunctionAPI):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to compile."""
+
+
+def _generate_actors(net: TeamNet) -> Weights:
+    """What `PolicyView.act` takes."""
+    return net.generate("actor", *(("critic_encoder",) if net.cores else ()))
 
 
 class TeamModule(MultiRLModule):
@@ -269,9 +309,9 @@ class TeamModule(MultiRLModule):
         """
         net = self.owner.net
         if self._is_trained:
-            return net.generate("actor")
+            return _generate_actors(net)
         state = (id(net), *(parameter._version for parameter in net.parameters()))
         if self._generated is None or self._generated[0] != state:
             with torch.no_grad():
-                self._generated = state, net.generate("actor")
+                self._generated = state, _generate_actors(net)
         return self._generated[1]

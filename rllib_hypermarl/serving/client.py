@@ -42,12 +42,14 @@ class Acted:
         actions: `[E, ...]`, or without E where the observations had none.
         probabilities: `[E, choices]`, of several components a list of those; None where not asked for.
         values: `[E]`; None where not asked for.
+        memory: `[E, size]`, for the next step, with zeros where an episode has ended; None: the team has none.
     """
 
     version: str
     actions: dict[str, np.ndarray]
     probabilities: dict[str, Any] | None = None
     values: dict[str, np.ndarray] | None = None
+    memory: dict[str, np.ndarray] | None = None
 
 
 class TeamClient:
@@ -99,6 +101,7 @@ class TeamClient:
         greedy: bool = True,
         seed: int | None = None,
         action_mask: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Any] | None = None,
         state: Any = None,
         probabilities: bool = False,
         values: bool = False,
@@ -118,11 +121,13 @@ class TeamClient:
         }
         if action_mask is not None:
             request["action_mask"] = {agent: np.ascontiguousarray(x, bool) for agent, x in action_mask.items()}
+        if memory is not None:
+            request["memory"] = {agent: np.ascontiguousarray(x, np.float32) for agent, x in memory.items()}
         body = orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
         answer = self._ask("POST", "/v1/act", content=body, headers=_JSON)
-        numbers = {key: {agent: np.asarray(x) for agent, x in answer[key].items()} for key in ("actions", "values")
-                   if answer.get(key) is not None}  # fmt: skip
-        return Acted(answer["version"], numbers["actions"], answer.get("probabilities"), numbers.get("values"))
+        arrays = {key: {agent: np.asarray(x) for agent, x in answer[key].items()}
+                  for key in ("actions", "values", "memory") if answer.get(key) is not None}  # fmt: skip
+        return Acted(answer["version"], probabilities=answer.get("probabilities"), **arrays)
 
     def metadata(self) -> dict[str, Any]:
         """What is served: version, agents, sizes, where it comes from, a reload that was refused."""

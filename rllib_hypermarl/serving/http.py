@@ -185,18 +185,23 @@ def _openapi(app: FastAPI, team: ServedTeam) -> dict[str, Any]:
 
 def _describe_team(properties: dict[str, Any], team: ServedTeam) -> None:
     spec = team.policy.spec
-    sizes = {agent: spec.observations[agent].size for agent in spec.agents}
+    sizes = {agent: (spec.observations[agent].size,) for agent in spec.agents}
     properties["observations"] |= _per_agent(sizes, {"type": "number"})
     if not spec.actions.continuous:
-        choices = {agent: sum(spec.agent_actions(agent).choices) for agent in spec.agents}
+        choices = {agent: (sum(spec.agent_actions(agent).choices),) for agent in spec.agents}
         mask = {"type": "object", **_per_agent(choices, {"type": "boolean"})}
         properties["action_mask"]["anyOf"] = [mask, {"type": "null"}]
+    remembered = team.metadata()["memory"] or {}
+    widths = tuple(size for key in ("size", "size_with_values") if (size := remembered.get(key)))
+    memory = {"type": "object", **_per_agent(dict.fromkeys(spec.agents, widths), {"type": "number"})}
+    properties["memory"]["anyOf"] = [*([memory] if remembered else []), {"type": "null"}]
 
 
-def _per_agent(widths: dict[str, int], item: dict[str, Any]) -> dict[str, Any]:
-    """Args: widths: agent -> how many of `item` it has."""
+def _per_agent(widths: dict[str, tuple[int, ...]], item: dict[str, Any]) -> dict[str, Any]:
+    """Args: widths: agent -> how many of `item` it may have."""
     properties = {}
-    for agent, width in widths.items():
-        row = {"type": "array", "items": item, "minItems": width, "maxItems": width}
-        properties[agent] = {"anyOf": [row, {"type": "array", "items": row, "minItems": 1}]}
+    for agent, own in widths.items():
+        rows = [{"type": "array", "items": item, "minItems": width, "maxItems": width} for width in own]
+        several = [{"type": "array", "items": row, "minItems": 1} for row in rows]
+        properties[agent] = {"anyOf": [*rows, *several]}
     return {"properties": properties, "additionalProperties": False}

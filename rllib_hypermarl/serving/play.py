@@ -19,7 +19,7 @@ from ..episodes import Episodes
 from ..errors import ConfigError, HyperMARLError
 from ..evaluation import play
 from ..nets import ActionSpec
-from .client import TeamClient
+from .client import Acted, TeamClient
 
 
 def play_served(
@@ -34,12 +34,16 @@ def play_served(
         ServingError: the server refused or did not answer.
     """
     versions: set[str] = set()
-
+    last: tuple[Step, Acted] | None = None
     sizes = [env.observation_spaces[agent].shape[0] for agent in env.agents]
 
     def act(step: Step) -> Tensor:
+        nonlocal last
         given = zip(env.agents, step.observed().cpu().numpy(), sizes, strict=True)
-        acted = client.act({agent: rows[:, :size] for agent, rows, size in given}, action_mask=masks(step))
+        observations = {agent: rows[:, :size] for agent, rows, size in given}
+        memory = None if last is None else remembered(step, *last)
+        acted = client.act(observations, action_mask=masks(step), memory=memory)
+        last = step, acted
         versions.add(acted.version)
         actions = [torch.as_tensor(acted.actions[agent]) for agent in env.agents]
         width = max(x.shape[-1] if x.ndim == 2 else 0 for x in actions)
@@ -47,6 +51,12 @@ def play_served(
             actions = [x if x.ndim == 2 else x.unsqueeze(-1) for x in actions]
             actions = [functional.pad(x, (0, width - x.shape[-1])) for x in actions]
         return torch.stack(actions).to(env.device)
+
+    def remembered(step: Step, before: Step, acted: Acted) -> dict[str, np.ndarray] | None:
+        if acted.memory is None:
+            return None
+        lost = step.forgets(before).expand(len(env.agents), -1).cpu().numpy()
+        return {agent: np.where(lost[i, :, None], 0, acted.memory[agent]) for i, agent in enumerate(env.agents)}
 
     choices = {agent: envs.choices_of(space) for agent, space in env.action_spaces.items()}
     own = {agent: ActionSpec(choices=found) for agent, found in choices.items() if found}

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import HyperMARLError
 
 MAX_NUMBERS = 2**22
-"""That the observations of one request may hold, counting agents that are not asked, too: they act on zeros."""
+"""That the observations and memory of one request may hold, counting agents that are not asked, too: they act on
+zeros."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Rows = list[Number] | list[list[Number]]
@@ -41,6 +42,12 @@ class ActRequest(BaseModel):
         description="Agent -> true where a choice is allowed, in the shape of its observations. Agents left out may do "
         "anything. Discrete actions only; at least one choice must be allowed.",
     )
+    memory: dict[str, Rows] | None = Field(
+        None,
+        description="Of teams with memory: agent -> what it remembers, the `memory` of the answer before, in the shape "
+        "of its observations. Zeros, and agents left out, are at the beginning of an episode. With `values` it is "
+        "longer by what the critics remember: ask for them at every step of an episode or at none.",
+    )
     state: Rows | None = Field(
         None, description="The environment's own state, where `values` need it: one for all agents of an environment."
     )
@@ -62,6 +69,9 @@ class ActAnswer(BaseModel):
     version: str = Field(description="Of the bundle that gave this answer.")
     actions: dict[str, Any] = Field(
         description="Agent -> a choice, choices of several components, or numbers within the bounds of the space."
+    )
+    memory: dict[str, Any] | None = Field(
+        None, description="Of teams with memory: agent -> what it remembers now, for the request of the next step."
     )
     probabilities: dict[str, Any] | None = Field(None, description="Agent -> of every choice (of every component).")
     values: dict[str, Any] | None = Field(None, description="Agent -> the value, in units of the reward.")
@@ -91,14 +101,12 @@ def _refusal(error: ValidationError) -> RefusedError:
     where, kind, message = list(first["loc"]), first["type"], first["msg"]
     if kind == "json_invalid":
         return RefusedError("body", message, 400)
-    if where and where[0] in ("observations", "action_mask"):
+    if where and where[0] in ("observations", "action_mask", "memory"):
         del where[2:3]  # which of the two shapes pydantic tried
     elif where and where[0] == "state":
         del where[1:2]
     if kind == "extra_forbidden":
         message = f"unknown; fields are {', '.join(ActRequest.model_fields)}"
-        if where[0] == "recurrent_state":
-            message = "this team has no recurrent state: leave it out"
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
     return RefusedError(_shortened(field) or "body", message)
 

@@ -19,6 +19,7 @@ import torch
 
 from ..bundle import BundleSpec, TeamPolicy, load_policy
 from ..errors import ConfigError, HyperMARLError
+from ..nets import Memory
 from .schemas import MAX_NUMBERS, ActRequest, RefusedError, as_rows, check_finite
 
 logger = logging.getLogger("ray.serve")
@@ -34,6 +35,8 @@ class Ask:
         agents: indices of the agents that are asked for.
         obs: `[N, B, obs]` float32; zeros for agents that are not.
         mask: `[N, B, choices]` bool, or None where everything is allowed.
+        memory: `[N, B, memory]` float32, the actors' and with `values` the critics' behind it; None: the team has none,
+            or episodes begin.
         state: `[B, state]` float32, or None.
         single: whether the request had no axis of environments.
         seed: of sampled actions; None: greedy.
@@ -43,6 +46,7 @@ class Ask:
     agents: list[int]
     obs: np.ndarray
     mask: np.ndarray | None
+    memory: np.ndarray | None
     state: np.ndarray | None
     single: bool
     seed: int | None
@@ -71,7 +75,8 @@ def check(request: ActRequest, policy: TeamPolicy) -> Ask:
         rows, alone = as_rows(value, spec.observations[agent].size, field)
         if obs is None:
             first, single = agent, alone
-            most = max(1, MAX_NUMBERS // (len(index) * spec.obs_dim))
+            remembered = sum(map(spec.memory_dim, ("actor", "critic")))
+            most = max(1, MAX_NUMBERS // (len(index) * (spec.obs_dim + remembered)))
             if len(rows) > most:
                 raise RefusedError(field, f"{len(rows)} environments in one request; {most} are the most for this team")
             obs = np.zeros((len(index), len(rows), spec.obs_dim), np.float32)  # agents that are not asked act on zeros
@@ -89,11 +94,12 @@ def check(request: ActRequest, policy: TeamPolicy) -> Ask:
     else:
         seed = None if request.greedy else request.seed
     mask = None if request.action_mask is None else _mask(request, policy, index, obs.shape[1], single)
+    memory = None if request.memory is None else _memory(request, policy, index, obs.shape[1], single)
     if request.probabilities and spec.actions.continuous:
         raise RefusedError("probabilities", "this team's actions are continuous, they have none")
     agents = [index[agent] for agent in request.observations]
     state = _check_values(request, policy, obs.shape[1], single) if request.values or request.state else None
-    return Ask(policy, agents, obs, mask, state, single, seed, request.probabilities, request.values)
+    return Ask(policy, agents, obs, mask, memory, state, single, seed, request.probabilities, request.values)
 
 
 def _mask(request: ActRequest, policy: TeamPolicy, index: dict[str, int], rows: int, single: bool) -> np.ndarray:
@@ -116,8 +122,30 @@ def _mask(request: ActRequest, policy: TeamPolicy, index: dict[str, int], rows: 
     return mask
 
 
+def _memory(request: ActRequest, policy: TeamPolicy, index: dict[str, int], rows: int, single: bool) -> np.ndarray:
+    size = _memory_size(policy, request.values)
+    if size == 0:
+        raise RefusedError("memory", "this team has none: leave it out")
+    memory = np.zeros((len(index), rows, size), np.float32)
+    for agent, value in request.memory.items():
+        field = f"memory.{agent}"
+        if agent not in request.observations:
+            raise RefusedError("memory", f"agent {agent[:60]!r} is not among observations")
+        array, alone = as_rows(value, size, field)
+        if alone is not single or len(array) != rows:
+            raise RefusedError(field, f"shape {array.shape[alone:]} does not fit the observations")
+        check_finite(array, single, field)
+        memory[index[agent]] = array
+    return memory
+
+
+def _memory_size(policy: TeamPolicy, values: bool) -> int:
+    """Numbers that each agent remembers between requests; 0: the team has no memory."""
+    return sum(policy.spec.memory_dim(head) for head in ("actor", *(("critic",) if values else ())))
+
+
 def _check_values(request: ActRequest, policy: TeamPolicy, rows: int, single: bool) -> np.ndarray | None:
-    reads = _critic_reads(policy)
+    reads = policy.spec.critic_reads
     if not request.values:
         raise RefusedError("state", "is read for `values` only: leave it out, or ask for values")
     if reads is None:
@@ -137,10 +165,6 @@ def _check_values(request: ActRequest, policy: TeamPolicy, rows: int, single: bo
     return state
 
 
-def _critic_reads(policy: TeamPolicy) -> str | None:
-    return policy.spec.heads["critic"].reads if "critic" in policy.spec.heads else None
-
-
 @torch.inference_mode()
 def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
     """Answers requests that were checked against one policy in one forward.
@@ -151,18 +175,21 @@ def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
     policy = asks[0].policy
     device = policy.actor_0_weight.device
     obs = torch.from_numpy(np.concatenate([ask.obs for ask in asks], axis=1)).to(device)
-    dist = policy.distribution(obs, _masks(asks, device))
+    memory = _memories(asks, device)
+    dist = policy.distribution(obs, _masks(asks, device), memory)
     mode = dist.mode()
     greedy = dist.to_env(mode).cpu().numpy()
     # What is not finite has a mode, too, but no meaning.
-    densities = dist.log_prob(mode)
-    finite = None if torch.isfinite(densities.sum()) else torch.isfinite(densities).all(dim=0).cpu().numpy()
+    checked = [dist.log_prob(mode), *([] if memory is None else [memory.state.sum(dim=-1)])]
+    finite = None
+    if not all(torch.isfinite(x.sum()) for x in checked):
+        finite = torch.stack(checked).isfinite().all(dim=0).all(dim=0).cpu().numpy()
     answers, start = [], 0
     for ask in asks:
         span = slice(start, start + ask.rows)
         start = span.stop
         if finite is not None and not finite[span].all():
-            answers.append(RefusedError("observations", "so large that the networks' outputs are not finite"))
+            answers.append(_too_large(ask))
             continue
         found: dict[str, Any] = {"version": policy.version}
         if ask.seed is None:
@@ -172,11 +199,26 @@ def answer(asks: Sequence[Ask]) -> list[dict[str, Any] | RefusedError]:
             found["actions"] = _own_parts(_by_agent(part.to_env(part.sample(generator)).cpu().numpy(), ask), ask)
         if ask.probabilities:
             found["probabilities"] = _probabilities(dist.rows(span), ask)
+        remembered = [] if memory is None else [memory.state[:, span]]
         if ask.values:
             state = None if ask.state is None else torch.from_numpy(ask.state).to(device)
-            found["values"] = _by_agent(policy.values(obs[:, span], state).cpu().numpy(), ask)
+            critics = _memories([ask], device, "critic")
+            values = policy.values(obs[:, span], state, critics)
+            remembered += [] if critics is None else [critics.state]
+            if not all(torch.isfinite(x).all() for x in (values, *remembered)):
+                answers.append(_too_large(ask))
+                continue
+            found["values"] = _by_agent(values.cpu().numpy(), ask)
+        if remembered:
+            found["memory"] = _by_agent(torch.cat(remembered, dim=-1).cpu().numpy(), ask)
         answers.append(found)
     return answers
+
+
+def _too_large(ask: Ask) -> RefusedError:
+    given = {"observations": ask.obs, "memory": ask.memory, "state": ask.state}
+    largest = max((np.abs(x).max(), field) for field, x in given.items() if x is not None)
+    return RefusedError(largest[1], "so large that the networks' outputs are not finite")
 
 
 def _masks(asks: Sequence[Ask], device: torch.device) -> torch.Tensor | None:
@@ -186,6 +228,19 @@ def _masks(asks: Sequence[Ask], device: torch.device) -> torch.Tensor | None:
     width = sum(asks[0].policy.spec.actions.choices)
     masks = [np.ones((*ask.obs.shape[:2], width), bool) if ask.mask is None else ask.mask for ask in asks]
     return torch.from_numpy(np.concatenate(masks, axis=1)).to(device)
+
+
+def _memories(asks: Sequence[Ask], device: torch.device, head: str = "actor") -> Memory | None:
+    """What agents remember for a head, `[N, B, size]`; None for teams without memory."""
+    spec = asks[0].policy.spec
+    size, first = spec.memory_dim(head), 0 if head == "actor" else spec.memory_dim("actor")
+    if size == 0:
+        return None
+    parts = [
+        np.zeros((*ask.obs.shape[:2], size), np.float32) if ask.memory is None else ask.memory[..., first:][..., :size]
+        for ask in asks
+    ]
+    return Memory(torch.from_numpy(np.concatenate(parts, axis=1)).to(device))
 
 
 def _by_agent(array: np.ndarray, ask: Ask) -> dict[str, Any]:
@@ -272,10 +327,19 @@ class ServedTeam:
             "agents": spec.agents,
             "observation_sizes": {agent: spec.observations[agent].size for agent in spec.agents},
             "actions": {agent: dataclasses.asdict(spec.agent_actions(agent)) for agent in spec.agents},
-            "critic_reads": _critic_reads(self.policy),
+            "critic_reads": spec.critic_reads,
             "state_size": spec.state_dim,
+            "memory": _memory_metadata(self.policy),
             "provenance": _provenance(spec),
         }
+
+
+def _memory_metadata(policy: TeamPolicy) -> dict[str, Any] | None:
+    spec = policy.spec
+    if spec.model.memory is None:
+        return None
+    with_values = None if spec.critic_reads is None else _memory_size(policy, True)
+    return {"kind": spec.model.memory, "size": _memory_size(policy, False), "size_with_values": with_values}
 
 
 def _provenance(spec: BundleSpec) -> dict[str, Any]:
@@ -289,6 +353,8 @@ def _provenance(spec: BundleSpec) -> dict[str, Any]:
 def _check_same_team(old: TeamPolicy, new: TeamPolicy) -> None:
     """Whoever asks the old team must be able to ask the new one the same."""
     differs = [f"agent {agent!r}" for agent in old.spec.agents if agent not in new.spec.agents][:1]
+    if len({(spec.model.memory, spec.memory_dim("actor")) for spec in (old.spec, new.spec)}) > 1:
+        differs.append("its memory")
     for agent in [] if differs else old.spec.agents:
         (size, own), (new_size, new_own) = (
             (spec.observations[agent].size, spec.agent_actions(agent)) for spec in (old.spec, new.spec)

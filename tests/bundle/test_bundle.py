@@ -47,11 +47,16 @@ def test_what_was_saved_acts_bit_for_bit_as_what_is_loaded(spec, kind):
     assert list(policy.spec.agents) == agents_of(spec)
     obs, _ = inputs(spec)
     policy, obs = policy.double(), obs.double()
-    of_team, acted = policy.distribution(obs), policy.actions(obs)
+    memories = [policy.blank(obs.shape[1]) for _ in range(3)]
+    for _ in range(2):
+        put_out, of_team = policy(obs, memories[0]), policy.distribution(obs, memory=memories[1])
+        acted = policy.actions(obs, memory=memories[2])
     for index, name in enumerate(policy.spec.agents):
         alone = policy.agent(name)
-        torch.testing.assert_close(alone(obs[index]), policy(obs)[index], rtol=1e-8, atol=1e-8)
-        dist = alone.distribution(obs[index])
+        memories = [alone.blank(obs.shape[1]) for _ in range(2)]
+        for _ in range(2):
+            puts_out, dist = alone(obs[index], memories[0]), alone.distribution(obs[index], memory=memories[1])
+        torch.testing.assert_close(puts_out, put_out[index], rtol=1e-8, atol=1e-8)
         if spec.actions.continuous:
             torch.testing.assert_close(dist.log_std, of_team.log_std[index], rtol=1e-8, atol=1e-8)
             torch.testing.assert_close(dist.to_env(dist.mode()), acted[index], rtol=1e-8, atol=1e-8)

@@ -16,7 +16,7 @@ from rllib_hypermarl import load_policy
 from rllib_hypermarl.bundle import spec as specs
 from rllib_hypermarl.errors import BundleError
 from rllib_hypermarl.nets import HeadSpec, ModelSpec
-from tests.bundle.teams import ACTIONS, OBS, behaviour, equal, save, trained
+from tests.bundle.teams import ACTIONS, CORE, OBS, behaviour, equal, save, trained, with_memory
 
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 PER_KIND = 100
@@ -25,9 +25,10 @@ PER_KIND = 100
 def model(actions, sharing, **options):
     head = HeadSpec(OBS, ACTIONS[actions].head_dim, (8, 6), sharing=sharing)
     critic = HeadSpec(4 * OBS, 1, (8,), sharing=sharing, reads="team")
-    return ModelSpec(
-        ("one", "two", "three"), (0, 1, 1, 2), {"actor": head, "critic": critic}, actions=ACTIONS[actions], **options
-    )
+    heads = {"actor": head, "critic": critic}
+    if "memory" in options:
+        heads, options["memory_size"] = with_memory(heads), CORE
+    return ModelSpec(("one", "two", "three"), (0, 1, 1, 2), heads, actions=ACTIONS[actions], **options)
 
 
 TEAMS = {
@@ -35,6 +36,7 @@ TEAMS = {
     "frozen_policy": (model("clip_per_policy", "hyper_mlp", normalise_obs=True, frozen=("two",)), "full"),
     "with_id": (model("multi_discrete", "full_id", normalise_values=True), "full"),
     "tanh": (model("tanh_generated", "none"), "frozen"),
+    "memory": (model("categorical", "hyper_mlp", memory="lstm"), "frozen"),
 }
 
 
@@ -287,7 +289,7 @@ def test_a_rewritten_spec_is_refused_or_is_a_sound_bundle_of_another_version(bun
             verdicts["refused"] += 1
         else:
             again = load_policy(path)
-            actions = again.actions(torch.zeros(len(again.spec.agents), 3, again.spec.obs_dim))
+            actions = again.actions(torch.zeros(len(again.spec.agents), 3, again.spec.obs_dim), memory=again.blank(3))
             if again.spec.actions.continuous:
                 low, high = (torch.tensor(x) for x in (again.spec.actions.low, again.spec.actions.high))
                 assert ((actions >= low) & (actions <= high)).all()
@@ -299,6 +301,18 @@ def test_a_rewritten_spec_is_refused_or_is_a_sound_bundle_of_another_version(bun
             verdicts["same" if same else "another version"] += 1
         shutil.rmtree(path)
     assert verdicts["refused"] > 700, verdicts
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_an_actor_that_reads_states_is_refused(bundles, tmp_path, team):
+    path = shutil.copytree(bundles[team][0], tmp_path / "bundle")
+    data = content(path)
+    data["model"]["normalise_obs"] = True
+    heads = data["model"]["heads"]
+    data["model"]["heads"] = {name: head for name, head in heads.items() if name.startswith("actor")}
+    heads["actor"]["reads"] = "state"
+    sealed(path, data)
+    assert "read" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_agents_share_the_core_and_not_their_state(sharing):
     counts = net.parameter_counts()
     assert counts["memory"] == 3 * 6 * (7 + 6 + 2) and counts["actor_encoder"] == 7 * (4 + 1)
     assert counts["total"] == sum(x.numel() for x in net.parameters())
-    obs, memory = torch.randn(3, 2, 4), net.blank("actor", 2, torch.device("cpu"))
+    obs, memory = torch.randn(3, 2, 4), net.blank("actor", 2)
     other = Memory(memory.state.clone())
     before = net.action_inputs(obs, net.generate("actor"), memory)
     changed = obs.clone()

@@ -105,6 +105,34 @@ def test_a_run_starts_from_a_full_bundle_as_it_does_from_its_checkpoint(tmp_path
         start.stop()
 
 
+def test_a_run_with_memory_becomes_bundles_that_act_give_values_and_start_runs(tmp_path):
+    memory = ("hypermarl.memory=lstm", "hypermarl.memory_size=6", "hypermarl.memory_encoder_hidden=[8]")
+    algo = build(*memory, "hypermarl.critic=central", "hypermarl.normalise_obs=true")
+    algo.train()
+    checkpoint, net = checkpoints.save(algo, tmp_path), learner(algo).net
+    export_bundle(checkpoint, tmp_path / "frozen", include_critic=True)
+    export_bundle(checkpoint, tmp_path / "full", "full")
+    seen, done = played(algo)
+    for kind in ("frozen", "full"):
+        policy = load_policy(tmp_path / kind)
+        states = {head: (policy.blank(4, head), net.blank(head, 4)) for head in ("actor", "critic")}
+        for t, (obs, actions) in enumerate(zip(seen, done, strict=True)):
+            if t % 5 == 0:  # the game's horizon, in all envs at once
+                for both in states.values():
+                    for state in both:
+                        state.forget(torch.ones(4, dtype=torch.bool))
+            assert torch.equal(policy.actions(obs, memory=states["actor"][0]), actions)
+            with torch.no_grad():
+                values = net.value(obs, None, net.generate("critic"), states["critic"][1])
+            assert torch.equal(policy.values(obs, memory=states["critic"][0]), values)
+    start = build(*memory, "hypermarl.critic=central", "hypermarl.normalise_obs=true",
+                  f"hypermarl.init_from={tmp_path / 'full'}", "run.seed=7")  # fmt: skip
+    theirs = learner(start).net.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in net.state_dict().items())
+    for one in (algo, start):
+        one.stop()
+
+
 def test_a_team_that_has_grown_is_exported_as_it_is(tmp_path):
     algo = build(*EVALUATING)
     algo.add_policy("scout", "agent_2")
@@ -192,7 +220,7 @@ class TestCommand:
     def test_the_page_s_code_runs(self, run_dir, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert run(["export", str(run_dir), "full", "--kind", "full"]) == 0
-        acting, batched, going_on, onnx = code_blocks("docs/bundles.md", "python")
+        acting, batched, _, going_on, onnx = code_blocks("docs/bundles.md", "python")
         namespace = {}
         for block in (acting, batched, going_on):
             exec(compile(block, "bundles.md", "exec"), namespace)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_hypermarl import HyperMARLConfig
-from rllib_hypermarl.errors import BundleError, ConfigError, MemoryMissingError, TransferError
+from rllib_hypermarl.errors import ConfigError, MemoryMissingError, TransferError
 from rllib_hypermarl.evaluation import evaluate
 from rllib_hypermarl.losses import PPOLossConfig, standardise
 from rllib_hypermarl.metrics import snd
@@ -17,10 +17,8 @@ from rllib_hypermarl.nets import SHARING, TeamNet, transfer
 from rllib_hypermarl.rllib.env_runner import BatchedEnvRunner
 from rllib_hypermarl.rllib.learner import _rows
 from rllib_hypermarl.rllib.sequences import Sequences
-from rllib_hypermarl.rllib.views import stock_module_spec
 from rllib_hypermarl.rollout import Rollout, gae, join, split
 from tests import oracle
-from tests.bundle.teams import save
 from tests.restless_env import RestlessEnv
 
 STEPS, ENVS, LENGTH = 8, 4, 4
@@ -345,7 +343,7 @@ def test_minibatches_smaller_than_a_sequence_are_refused():
         made.validate()
 
 
-def test_who_keeps_no_memory_for_a_team_is_told(tmp_path):
+def test_who_keeps_no_memory_for_a_team_is_told():
     _, learner = team()
     net, obs = learner.net, torch.zeros(3, 2, 3)
     for ask in (lambda: net.policy(obs, net.generate()), lambda: net.value(obs, None, net.generate())):
@@ -353,12 +351,6 @@ def test_who_keeps_no_memory_for_a_team_is_told(tmp_path):
             ask()
     with pytest.raises(MemoryMissingError):
         snd(net, obs[0])
-    for kind in ("full", "frozen"):
-        with pytest.raises(BundleError, match=r"no bundle can be made of a team with memory \(gru\)"):
-            save(net, tmp_path / kind, kind=kind)
-    space = config().make_batched_env(1, torch.device("cpu"))
-    with pytest.raises(ConfigError, match="memory is not possible here"):
-        stock_module_spec(["a"], space.observation_spaces["a"], space.action_spaces["a"], memory="gru")
 
 
 def test_networks_with_memory_start_from_another_team_s():

@@ -1,5 +1,7 @@
 """Bundles of random teams, of every kind of actions, and what they do locally."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ KINDS = {
     "per_policy": ActionSpec(low=(-1.0,), high=(1.0,), log_std="per_policy"),
     "tanh_generated": ActionSpec(low=(-2.0, 0.0), high=(2.0, 1.0), log_std="generated", bound="tanh"),
 }
+CORE = 7
 
 
-def write_bundle(path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="obs", state_dim=None, critic=True):
+def write_bundle(
+    path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="obs", state_dim=None, critic=True, memory=None
+):
     """An untrained team whose outputs are of the order of one, and tell it from another."""
     actions = KINDS[kind]
     sizes = {"obs": obs, "team": obs * len(agents), "state": state_dim}
@@ -27,8 +32,12 @@ def write_bundle(path, kind="discrete", seed=0, agents=AGENTS, obs=OBS, reads="o
         "actor": HeadSpec(obs, actions.head_dim, (16, 16)),
         "critic": HeadSpec(sizes[reads], 1, (16,), reads=reads),
     }
-    policies = ("scouts", "carrier", "guard")
-    spec = ModelSpec(policies, tuple(min(2, max(0, i - 1)) for i in range(len(agents))), heads, actions=actions)
+    if memory is not None:
+        encoders = {f"{name}_encoder": dataclasses.replace(head, out_dim=5, hidden=()) for name, head in heads.items()}
+        heads = {name: dataclasses.replace(head, in_dim=CORE) for name, head in heads.items()} | encoders
+    policy_of = tuple(min(2, max(0, i - 1)) for i in range(len(agents)))
+    policies = ("scouts", "carrier", "guard")[: 1 + max(policy_of)]
+    spec = ModelSpec(policies, policy_of, heads, actions=actions, memory=memory, memory_size=CORE)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = TeamNet(spec)

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi import checks
 
 from rllib_hypermarl.serving.http import TeamApp
 from rllib_hypermarl.serving.schemas import ActRequest
-from tests.serving.teams import AGENTS, KINDS, OBS, Alone, write_bundle
+from tests.serving.teams import AGENTS, CORE, KINDS, OBS, Alone, write_bundle
 
 CHECKS = [
     not_a_server_error,
@@ -31,7 +31,7 @@ CHECKS = [
     checks.negative_data_rejection,
 ]
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")),
     deadline=None,
     derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
@@ -50,9 +50,11 @@ def counts():
         Path(os.environ["FUZZ_COUNTS"]).write_text(json.dumps({"requests": requests, **table}, indent=1) + "\n")
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    return TeamApp(Alone(write_bundle(tmp_path_factory.mktemp("fuzz") / "b", "multi_discrete")), max_body=2**20)
+@pytest.fixture(scope="module", params=[None, "lstm"])
+def app(tmp_path_factory, request):
+    """Of a team with and of one without memory."""
+    bundle = write_bundle(tmp_path_factory.mktemp("fuzz") / "b", "multi_discrete", memory=request.param)
+    return TeamApp(Alone(bundle), max_body=2**20)
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +104,18 @@ NUMBERS = st.floats(width=32) | st.floats() | st.integers(-(10**400), 10**400) |
 ROW = st.lists(NUMBERS, min_size=OBS, max_size=OBS) | st.just([0.5] * OBS) | JSON
 ROWS = ROW | st.lists(ROW, max_size=4)
 MASK = st.lists(st.booleans() | JSON, min_size=9, max_size=9) | JSON
+SIZES = st.sampled_from([2 * CORE, 4 * CORE])  # without and with the critics' part
+MEMORY = SIZES.flatmap(lambda size: st.lists(NUMBERS, min_size=size, max_size=size) | st.just([0.5] * size)) | JSON
 NAMES = st.sampled_from(AGENTS) | st.text(max_size=10)
 FIELDS = {
     "observations": st.dictionaries(NAMES, ROWS, max_size=5) | JSON,
     "action_mask": st.dictionaries(NAMES, MASK | st.lists(MASK, max_size=3), max_size=5) | JSON,
+    "memory": st.dictionaries(NAMES, MEMORY | st.lists(MEMORY, max_size=4), max_size=5) | JSON,
     "state": ROWS,
     "greedy": st.booleans() | JSON,
     "seed": st.integers() | JSON,
     "probabilities": st.booleans() | JSON,
     "values": st.booleans() | JSON,
-    "recurrent_state": JSON,
 }
 
 
@@ -146,5 +150,5 @@ def test_deep_and_megabyte_bodies(client, counts, part, size):
 
 
 def test_every_field_is_fuzzed():
-    assert set(FIELDS) == {*ActRequest.model_fields, "recurrent_state"}
+    assert set(FIELDS) == set(ActRequest.model_fields)
     assert KINDS["multi_discrete"].head_dim == 9

@@ -14,7 +14,7 @@ from rllib_hypermarl.nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 from rllib_hypermarl.serving.http import TeamApp
 from rllib_hypermarl.serving.schemas import RefusedError, encode, parse
 from rllib_hypermarl.serving.team import ServedTeam, answer, check
-from tests.serving.teams import AGENTS, KINDS, OBS, Alone, assert_same_actions, observations, write_bundle
+from tests.serving.teams import AGENTS, CORE, KINDS, OBS, Alone, assert_same_actions, observations, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,7 @@ def test_bad_bodies_are_refused_by_field(client, content, status, field):
         ({"seed": True}, "seed"),
         ({"sede": 1}, "sede"),
         ({"recurrent_state": {}}, "recurrent_state"),
+        ({"memory": {A: [0.0] * CORE}}, "memory"),
         ({"state": [1.0]}, "state"),
         ({"probabilities": None}, "probabilities"),
         ({"action_mask": {A: [True] * 8}}, f"action_mask.{A}"),
@@ -337,6 +338,7 @@ def test_reload_keeps_the_old_version_where_the_new_one_cannot_stand_in(tmp_path
         "agents": write_bundle(tmp_path / "agents", agents=("scout_0", "x", "y", "z")),
         "observations": write_bundle(tmp_path / "observations", obs=7),
         "actions": write_bundle(tmp_path / "actions", "multi_discrete"),
+        "memory": write_bundle(tmp_path / "memory", memory="gru"),
     }
     backing = Alone(first)
     client, v1, v2 = TestClient(TeamApp(backing)), load_policy(first).version, load_policy(second).version

@@ -12,8 +12,8 @@ from rllib_hypermarl import load_policy
 from rllib_hypermarl.bundle.programs import export_programs
 from rllib_hypermarl.cli import run
 from rllib_hypermarl.errors import BundleError
-from rllib_hypermarl.nets import HeadSpec, ModelSpec
-from tests.bundle.teams import ACTIONS, OBS, save, trained
+from rllib_hypermarl.nets import HeadSpec, Memory, ModelSpec
+from tests.bundle.teams import ACTIONS, CORE, OBS, save, trained, with_memory
 from tests.helpers import ROOT
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -22,8 +22,10 @@ FILES = {"agent_0", "left%2Fright", "agent_2"}
 
 
 def policy_of(tmp_path, actions, sharing="hyper_mlp", **options):
-    head = HeadSpec(OBS, ACTIONS[actions].head_dim, (16, 8), sharing=sharing, activation="tanh")
-    spec = ModelSpec(("one", "two"), (0, 1, 1), {"actor": head}, actions=ACTIONS[actions], **options)
+    heads = {"actor": HeadSpec(OBS, ACTIONS[actions].head_dim, (16, 8), sharing=sharing, activation="tanh")}
+    if "memory" in options:
+        heads, options["memory_size"] = with_memory(heads), CORE
+    spec = ModelSpec(("one", "two"), (0, 1, 1), heads, actions=ACTIONS[actions], **options)
     path = save(trained(spec), tmp_path / "bundle", agents=AGENTS)
     return load_policy(path)
 
@@ -39,13 +41,17 @@ def observations(rows=200):
     return obs
 
 
-def check(outputs, policy, obs, agent=slice(None)):
+def check(outputs, policy, obs, agent=slice(None), memory=None):
     """That a program's outputs are those of the policy, up to the rounding of what they are computed from."""
-    dist = policy.distribution(obs)
+    if memory is not None:
+        *outputs, new_memory = outputs
+    dist = policy.distribution(obs, memory=memory)
+    if memory is not None:
+        close([torch.as_tensor(new_memory)], [memory.state[agent]])
     actions, *rest = (torch.as_tensor(x) for x in outputs)
     if policy.spec.actions.continuous:
         close(rest, [dist.mean[agent], dist.log_std[agent]])
-        close([actions], [policy.actions(obs)[agent]])
+        close([actions], [dist.to_env(dist.mode())[agent]])
         low, high = torch.tensor(policy.spec.actions.low), torch.tensor(policy.spec.actions.high)
         assert ((actions >= low) & (actions <= high)).all()
         return
@@ -72,7 +78,8 @@ def onnx_program(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda obs: session.run(None, {"obs": obs.numpy()})
+    names = [given.name for given in session.get_inputs()]
+    return lambda *given: session.run(None, {name: x.numpy() for name, x in zip(names, given, strict=True)})
 
 
 def torch_program(path):
@@ -105,6 +112,29 @@ def test_programs_put_out_what_the_policy_does(tmp_path, form, suffix, open_prog
         alone = open_program(tmp_path / f"out/agents/{name}.{suffix}")
         for rows in (1, 200):
             check(alone(obs[index, :rows]), policy, obs[:, :rows], index)
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "open_program"), [("onnx", "onnx", onnx_program), ("torch_export", "pt2", torch_program)]
+)
+@pytest.mark.parametrize(("memory", "actions"), [("gru", "categorical"), ("lstm", "clip")])
+def test_programs_remember_what_the_policy_does(tmp_path, form, suffix, open_program, memory, actions):
+    """Through four steps, each with what the one before put out."""
+    policy = policy_of(tmp_path, actions, memory=memory, normalise_obs=True)
+    export_programs(policy, tmp_path / "out", form)
+    obs = observations()
+    team = open_program(tmp_path / f"out/team.{suffix}")
+    alone = [open_program(tmp_path / f"out/agents/{name}.{suffix}") for name in ("agent_0", "left%2Fright", "agent_2")]
+    for rows in (1, 200):
+        state = policy.blank(rows).state
+        for step in range(4):
+            seen = obs[:, :rows].roll(step, dims=1).contiguous()
+            put_out = team(seen, state)
+            for index, program in enumerate(alone):
+                check(program(seen[index], state[index].contiguous()), policy, seen, index, Memory(state))
+            check(put_out, policy, seen, memory=Memory(state))
+            state = torch.as_tensor(put_out[-1])
+        assert state.any(dim=-1).all()
 
 
 def test_what_is_beside_and_in_the_programs(tmp_path):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import time
-import typing
 from pathlib import Path
 
 import httpx
@@ -19,51 +18,10 @@ from rllib_hypermarl.serving.schemas import encode
 from tests.helpers import ROOT, processes_of, run, start, wait_until
 from tests.ray_head import free_port
 from tests.serving.load import Load
+from tests.serving.server import Server
 from tests.serving.teams import AGENTS, assert_same_actions, observations, write_bundle
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-
-
-class Server:
-    """A process of the command `serve`."""
-
-    running: typing.ClassVar[set] = set()  # those that the test has to stop
-
-    def __init__(self, bundle, *arguments, port=None, **env):
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in env.items():
-                patch.setenv(name, value)
-            self.process = start("serve", bundle, "--port", self.port, *arguments, cwd=ROOT)
-        self.running.add(self)
-        wait_until(self.ready, self.process)
-
-    def ready(self):
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200
-        return False
-
-    def metadata(self):
-        return httpx.get(f"{self.url}/metadata", timeout=60).json()
-
-    def replicas(self):
-        """Process ids."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            with contextlib.suppress(OSError):
-                title = " ".join(process.info["cmdline"] or [])
-                if "ServeReplica" in title and os.getsid(process.pid) == self.process.pid:
-                    found.append(process.pid)
-        return found
-
-    def stop(self, signum=signal.SIGTERM):
-        """Returns exit status, stdout and stderr, once nothing of it is left."""
-        self.running.discard(self)
-        self.process.send_signal(signum)
-        out, err = self.process.communicate(timeout=120)
-        wait_until(lambda: not processes_of(self.process.pid))
-        return self.process.returncode, out, err
 
 
 @pytest.fixture(autouse=True)
