@@ -53,7 +53,7 @@ class BundleError(HyperMARLError, RuntimeError):
 
 
 class ObservationError(HyperMARLError, ValueError):
-    """An observation, state or action mask that a policy cannot act on. The message names the agent."""
+    """An observation, state, memory or action mask that a policy cannot act on. The message names the agent."""
 
     exit_status = 2
 

@@ -106,11 +106,12 @@ ROWS = ROW | st.lists(ROW, max_size=4)
 MASK = st.lists(st.booleans() | JSON, min_size=9, max_size=9) | JSON
 SIZES = st.sampled_from([2 * CORE, 4 * CORE])  # without and with the critics' part
 MEMORY = SIZES.flatmap(lambda size: st.lists(NUMBERS, min_size=size, max_size=size) | st.just([0.5] * size)) | JSON
+KNOWN = st.dictionaries(st.just(AGENTS[0]), MEMORY, min_size=1)
 NAMES = st.sampled_from(AGENTS) | st.text(max_size=10)
 FIELDS = {
-    "observations": st.dictionaries(NAMES, ROWS, max_size=5) | JSON,
+    "observations": st.just({AGENTS[0]: [0.5] * OBS}) | st.dictionaries(NAMES, ROWS, max_size=5) | JSON,
     "action_mask": st.dictionaries(NAMES, MASK | st.lists(MASK, max_size=3), max_size=5) | JSON,
-    "memory": st.dictionaries(NAMES, MEMORY | st.lists(MEMORY, max_size=4), max_size=5) | JSON,
+    "memory": KNOWN | st.dictionaries(NAMES, MEMORY | st.lists(MEMORY, max_size=4), max_size=5) | JSON,
     "state": ROWS,
     "greedy": st.booleans() | JSON,
     "seed": st.integers() | JSON,
