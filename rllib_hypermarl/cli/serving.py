@@ -24,6 +24,7 @@ from ..serving.deployment import Settings, build
 from .ray_session import ray_session
 
 APP = "hypermarl"
+_DIRECT_SECONDS = 30.0  # that replicas may take to listen themselves
 
 
 def serve_bundle(settings: Settings, host: str, port: int, timeout: float) -> None:
@@ -119,15 +120,21 @@ def _handled(handler: Callable[[int], None], *signals: int) -> Iterator[None]:
 
 
 def _direct_urls(settings: Settings, url: str) -> list[str]:
-    """Where replicas listen themselves; Serve takes the first ports that are free."""
+    """Where replicas listen themselves; Serve takes the first ports that are free, a little after it is up."""
     if settings.ingress != "direct":
         return []
-    base, found = url.rpartition(":")[0], []
-    for port in range(settings.direct_port, settings.direct_port + settings.replicas + 20):
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{base}:{port}/readyz", timeout=5).status_code == 200:
-                found.append(f"{base}:{port}")
+    base, found, deadline = url.rpartition(":")[0], [], time.monotonic() + _DIRECT_SECONDS
+    ports = range(settings.direct_port, settings.direct_port + settings.replicas + 20)
+    while len(found) < settings.replicas and time.monotonic() < deadline:
+        found = [at for at in (f"{base}:{port}" for port in ports) if _is_ready(at)]
+        time.sleep(0.2)
     return found
+
+
+def _is_ready(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    return False
 
 
 def _is_loopback(host: str) -> bool:
