@@ -219,8 +219,11 @@ def test_a_damaged_bundle_is_one_line(bundles, tmp_path):
 def test_direct_ingress_of_this_ray_answers_on_the_replicas_own_ports(bundles):
     """A canary: direct ingress is a flag of Ray's, which no page of its promises."""
     server = Server(bundles[0], "--replicas", 2, "--ingress", "direct")
-    urls = [f"http://127.0.0.1:{server.port + 1 + i}" for i in range(2)]
-    wait_until(lambda: all(_listens(server.port + 1 + i) for i in range(2)), server.process)
+    urls, told = [f"http://127.0.0.1:{server.port + 1 + i}" for i in range(2)], []
+    while sum("a replica itself" in line for line in told) < 2:
+        told.append(server.process.stdout.readline())
+        assert told[-1], told  # it ended
+    assert [line for line in told if "itself" in line] == [f"  at {url}/v1/act, a replica itself\n" for url in urls]
     for url in (server.url, *urls):
         assert "uvicorn" in httpx.get(f"{url}/readyz").headers["server"]
         with TeamClient(url, retries=0) as client:
@@ -236,9 +239,8 @@ def test_direct_ingress_of_this_ray_answers_on_the_replicas_own_ports(bundles):
         wait_until(lambda: load.count() > after + 50)
     assert load.errors == []
     started = time.monotonic()
-    returncode, out, _ = server.stop()
+    returncode, _, _ = server.stop()
     assert returncode == 143 and time.monotonic() - started < 60
-    assert all(f"at {url}/v1/act, a replica itself" in out for url in urls)
 
 
 def _listens(port):
