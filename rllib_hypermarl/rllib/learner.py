@@ -183,7 +183,7 @@ class HyperMARLLearner(PPOTorchLearner):
             return torch.zeros_like(advantage), advantage
         find_values = values_at_once if rollout.critic_memory is None else values_in_order
         value, last, final = find_values(self.net, rollout)
-        following = next_values(value, last, final, rollout.final_index)
+        following = next_values(value, last, final, rollout.final_index, ends[1])
         return value, gae(rollout.reward, value, following, *ends, self.config.gamma, self.config.lambda_)
 
     def _shuffled(self, num_rows: int) -> Tensor:
