@@ -1,4 +1,4 @@
-"""PettingZoo envs stepped one by one through PettingZoo's own interfaces, an env made anew for every episode.
+"""PettingZoo envs stepped one by one through PettingZoo's own interfaces.
 
 Nothing of ours is in the references but the seeds; what they should be equal to is written down from `Step`'s contract.
 """
@@ -149,15 +149,16 @@ class Team:
         return [agent in who for agent in self.agents]
 
 
-def reference(make, seed, actions, with_state, masked=False):
+def reference(make, seed, actions, with_state, masked=False, anew=True):
     """What a `Step` should hold after the reset and after each of the actions `[T, E, N, ...]`.
 
     Args:
         make: returns one parallel env.
+        anew: whether each episode gets an env of its own.
     """
     steps = [{field: [] for field in FIELDS} for _ in range(len(actions) + 1)]
     for copy in range(actions.shape[1]):
-        episode, (env, obs, infos) = 0, start(make, seed, copy, 0)
+        episode, (env, obs, infos) = 0, start(make(), seed, copy, 0)
         team, alive, state = Team(env), list(env.agents), state_of(env, with_state)
         first = team.observed(obs, alive)
         masks = team.masks(team.allowed(obs, infos, alive), alive) if masked else None
@@ -175,9 +176,11 @@ def reference(make, seed, actions, with_state, masked=False):
             final_alive = survivors if over else {*survivors, *env.agents}
             final_obs = team.observed(obs, final_alive)
             if over:
-                env.close()
                 episode += 1
-                env, obs, infos = start(make, seed, copy, episode)
+                if anew:
+                    env.close()
+                    env = make()
+                env, obs, infos = start(env, seed, copy, episode)
                 state = state_of(env, with_state)
             alive = list(env.agents)
             masks = team.masks(team.allowed(obs, infos, alive), alive) if masked else None
@@ -188,8 +191,7 @@ def reference(make, seed, actions, with_state, masked=False):
     return steps
 
 
-def start(make, seed, copy, episode):
-    env = make()
+def start(env, seed, copy, episode):
     return env, *env.reset(seed=episode_seed(seed, copy, episode))
 
 
