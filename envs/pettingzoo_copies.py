@@ -5,7 +5,6 @@ No torch in here: worker processes (`pettingzoo_worker.py`) start faster, and sm
 
 from __future__ import annotations
 
-import itertools
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..errors import EnvError
-from ..spaces import choices_of
+from ..spaces import places_of
 from .pettingzoo_task import MASK, Description, Reader, Task, describe, flat_mask, make_copy
 
 
@@ -161,7 +160,7 @@ class Copy:
         )
         own, dtype = description.action_shape, description.action_dtype
         self._parts = None if all(space.shape == own and space.dtype == dtype for space in spaces) else spaces
-        self._choices = [_places_of(space, spaces) for space in spaces]
+        self._choices = [places_of(space, spaces) for space in spaces]
         self._there: list[str] = []  # PettingZoo's `agents`
         self._alive: list[str] = []  # in our order
         self._places: list[int] = []  # of the alive ones
@@ -263,13 +262,6 @@ class Copy:
             rows[n][:] = np.reshape(self._readers[n].vector(value), rows[n].shape)  # not broadcast, were it smaller
         if state is not None:
             state[self.number] = np.reshape(self._env.state(), state.shape[1:])
-
-
-def _places_of(space: gym.Space, spaces: Sequence[gym.Space]) -> np.ndarray:
-    """Where the choices of a space lie in a mask for all of them."""
-    most = [max(component) for component in itertools.zip_longest(*map(choices_of, spaces), fillvalue=0)]
-    starts = itertools.accumulate(most, initial=0)
-    return np.array([start + i for start, n in zip(starts, choices_of(space), strict=False) for i in range(n)], int)
 
 
 def _part(row: Any, space: gym.Space) -> Any:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..errors import UnknownEnvError
-from ..spaces import choices_of, num_choices
+from ..spaces import action_shape, choices_of, num_choices
 
 FAMILIES = ("atari", "butterfly", "classic", "sisl")
 """PettingZoo's own; each has its requirements, `pip install 'pettingzoo[sisl]'`."""
@@ -98,11 +98,7 @@ class Description:
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Of an agent's action in the greatest space; one component alone has no axis."""
-        if choices_of(self.action_spaces[0]):
-            components = max(len(choices_of(space)) for space in self.action_spaces)
-            return () if components == 1 else (components,)
-        return (max(space.shape[0] for space in self.action_spaces),)
+        return action_shape(self.action_spaces)
 
     @property
     def action_dtype(self) -> np.dtype:
