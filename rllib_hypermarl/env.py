@@ -45,7 +45,7 @@ class Step:
         final_state: `[E, state]`, beside `state`, as `final_obs` is beside `obs`.
         action_mask: `[E, N, actions]` bool, optional, for `obs`. True where an action is allowed; of several discrete
             components, one block each; of agents with unlike actions, as wide as `num_choices`. Whatever it says of
-            agents that are not alive is not read.
+            choices that an agent does not have, and of agents that are not alive, is not read.
         alive: `[E, N]` bool, optional. False for agents that died, left, or have not come yet. None: all are alive.
             What they would observe and be paid is not read, and what they do not obeyed.
         final_alive: `[E, N]`, beside `alive`, as `final_obs` is beside `obs`: an agent that is not alive there died in

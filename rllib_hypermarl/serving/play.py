@@ -19,6 +19,7 @@ from ..episodes import Episodes
 from ..errors import ConfigError, HyperMARLError
 from ..evaluation import play
 from ..nets import ActionSpec
+from ..spaces import choices_of
 from .client import TeamClient
 
 
@@ -48,7 +49,7 @@ def play_served(
             actions = [functional.pad(x, (0, width - x.shape[-1])) for x in actions]
         return torch.stack(actions).to(env.device)
 
-    choices = {agent: envs.choices_of(space) for agent, space in env.action_spaces.items()}
+    choices = {agent: choices_of(space) for agent, space in env.action_spaces.items()}
     own = {agent: ActionSpec(choices=found) for agent, found in choices.items() if found}
     team = ActionSpec.covering(list(own.values())) if own else None
     places = {agent: team.places_of(spec) for agent, spec in own.items()}
