@@ -232,7 +232,7 @@ def config(directory, *overrides, **env_config):
     return path
 
 
-@pytest.mark.parametrize("name", ["simple_spread", "multiwalker"])
+@pytest.mark.parametrize("name", ["simple_spread", "speaker_listener", "multiwalker"])
 def test_a_yaml_is_all_that_training_needs(name, tmp_path):
     small = ["env_runners.num_envs_per_env_runner=4", "env_runners.rollout_fragment_length=32", "run.torch_threads=1",
              "training.train_batch_size_per_learner=128", "training.minibatch_size=64", "run.stop_env_steps=256",
