@@ -115,9 +115,12 @@ def collected(steps):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_each_agent_s_return_ends_as_its_life_does(seed):
-    """Death ends it, time of its own or of all is bootstrapped: against the sums by definition, agent by agent."""
+@given(seed=st.integers(0, 2**31), central=st.booleans())
+def test_each_agent_s_return_ends_as_its_life_does(seed, central):
+    """Death ends it, time of its own or of all is bootstrapped: against the sums by definition, agent by agent.
+
+    A central value is of what all observe: of others than who left, the next step's counts, not the final one.
+    """
     rollout, expected = collected(life(seed, E))
     if rollout.alive is None:
         assert all(flags[0].all() and not flags[1].any() for flags, _ in expected)
@@ -125,11 +128,15 @@ def test_each_agent_s_return_ends_as_its_life_does(seed):
     for t, (flags, _) in enumerate(expected):
         for name, flag in zip(("alive", "died", "cut"), flags, strict=True):
             assert torch.equal(getattr(rollout, name)[:, t], flag), name
-    value_of = lambda obs: obs.sum(-1) + 3  # noqa: E731
+    value_of = lambda obs: obs.sum(-1) + 3 + central * obs.sum((0, -1))  # noqa: E731
     value, last, final = value_of(rollout.obs), value_of(rollout.last_obs), value_of(rollout.final_obs)
     ends = rollout.ends()
     found = gae(rollout.reward, value, next_values(value, last, final, rollout.final_index, ends[1]), *ends, 0.9, 0.8)
-    finals = torch.stack([value_of(step.final_obs).T for _, step in expected], dim=1)
+    stayed = [(acted & ~died).unsqueeze(-1) for (acted, died, _), _ in expected]
+    finals = torch.stack(
+        [value_of(step.final_obs.transpose(0, 1) * here) for here, (_, step) in zip(stayed, expected, strict=True)],
+        dim=1,
+    )
     for n in range(N):
         one = slice(n, n + 1)
         of_agent = rollout.terminated | rollout.died[n], rollout.truncated | rollout.cut[n]

@@ -157,6 +157,10 @@ def test_a_crash_leaves_who_was_alive_truncated():
     step = do(env, zoo.EXIT, zoo.GO_ON)
     assert step.truncated.all() and step.alive.all()
     assert step.final_alive.tolist() == [[True, True], [False, True]]
+    do(env, zoo.ONE_DIES, zoo.GO_ON)
+    step = do(env, zoo.TRUNCATE, zoo.GO_ON)
+    assert step.final_alive.tolist() == [[False, True], [True, True]] and step.alive.all()
+    assert do(env, zoo.EXIT, zoo.GO_ON).final_alive is None  # all were in the episode that had just begun
     env.close()
 
 
