@@ -196,9 +196,6 @@ class Copy:
                 return
         self._write(obs, infos)
 
-    def close(self) -> None:
-        self._env.close()
-
     def _actions(self) -> dict[str, Any]:
         rows = self._arrays.actions[self.number].copy()  # envs may keep them
         if self._parts is not None:

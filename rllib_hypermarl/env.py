@@ -31,8 +31,8 @@ class Step:
 
     An env whose episode ends in this step resets itself: `obs` is then the first observation of the next episode, and
     `final_obs` the last one of the episode that ended. Where nothing ended the two are equal; an env that ended nowhere
-    should return the very same tensor twice, so that nobody has to compare them. Optional fields may come and go from
-    step to step.
+    should return the very same tensor twice, so that nobody has to compare them. `action_mask`, `alive` and
+    `final_alive` may come and go from step to step.
 
     Attributes:
         obs: `[E, N, obs]` float. What to act on next. Where agents' observations have different sizes, all have the
