@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..env import BatchedEnv, Step, nearest
 from ..errors import UnknownEnvError
-from .pettingzoo_copies import FAMILIES, Arrays, Copies, Task, find
+from .pettingzoo_copies import Arrays, Copies
 from .pettingzoo_pool import OnCrash, WorkerPool
+from .pettingzoo_task import FAMILIES, Task, find
 
 REQUIRES = "pettingzoo"
 ALSO_REQUIRES = {"mpe2.*": "mpe2"} | {f"{family}.*": f"pettingzoo[{family}]" for family in FAMILIES}
@@ -30,12 +31,13 @@ ALSO_REQUIRES = {"mpe2.*": "mpe2"} | {f"{family}.*": f"pettingzoo[{family}]" for
 
 
 def names() -> list[str]:
-    """The parallel envs of the installed PettingZoo and mpe2, whatever else they need; none if it is not installed."""
+    """The envs of the installed PettingZoo and mpe2, whatever else they need; none if it is not installed."""
     if importlib.util.find_spec(REQUIRES) is None:
         return []
     import pettingzoo
 
-    own = [name.replace("/", ".").replace("-v", "_v") for name in pettingzoo.parallel_registry]
+    registered = {*pettingzoo.parallel_registry, *pettingzoo.aec_registry}
+    own = [name.replace("/", ".").replace("-v", "_v") for name in registered]
     mpe2 = importlib.util.find_spec("mpe2")
     modules = pkgutil.iter_modules(mpe2.submodule_search_locations) if mpe2 else ()
     return sorted([*own, *(f"mpe2.{module.name}" for module in modules if re.search(r"_v\d+$", module.name))])
@@ -61,12 +63,13 @@ def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_con
 
 
 class PettingZooEnv(BatchedEnv):
-    """E copies of one PettingZoo env. Their agents have equal spaces, and all live as long as the episode.
+    """E copies of one PettingZoo env.
 
-    Agents are in the order of `possible_agents`. Observations that are no flat arrays are flattened as Gymnasium does
-    it. Every episode begins with `reset(seed=episode_seed(seed, copy, number of the episode))`: the same seed gives the
-    same episodes, however many workers play them. Observations and rewards are agent-major in memory. The state of
-    PettingZoo envs cannot be saved: `get_state` returns None.
+    Agents are in the order of `possible_agents`; they may differ, come and go, and be told what they may do. Where they
+    act in turns, those who wait may do nothing but their first action. Observations that are no flat arrays are
+    flattened as Gymnasium does it. Every episode begins with `reset(seed=episode_seed(seed, copy, number of the
+    episode))`: the same seed gives the same episodes, however many workers play them. Observations and rewards are
+    agent-major in memory. The state of PettingZoo envs cannot be saved: `get_state` returns None.
 
     Args:
         name: see the module.
@@ -117,8 +120,8 @@ class PettingZooEnv(BatchedEnv):
             self._copies.bind(self._arrays, self._copies.description)
         description = self._copies.description
         self.agents = description.agents
-        self.observation_spaces = dict.fromkeys(self.agents, description.observation_space)
-        self.action_spaces = dict.fromkeys(self.agents, description.action_space)
+        self.observation_spaces = dict(zip(self.agents, description.observation_spaces, strict=True))
+        self.action_spaces = dict(zip(self.agents, description.action_spaces, strict=True))
         if description.state_dim is not None:
             self.state_space = gym.spaces.Box(-np.inf, np.inf, (description.state_dim,), np.float32)
         self._seed = secrets.randbits(31)
@@ -131,6 +134,7 @@ class PettingZooEnv(BatchedEnv):
         self._lost += len(self._copies.reset(self._seed))
         self._arrays.reward[:] = 0
         self._arrays.terminated[:] = self._arrays.truncated[:] = False
+        self._arrays.final_alive[:] = self._arrays.alive
         return self._make_step()
 
     def step(self, actions: Tensor) -> Step:
@@ -155,14 +159,17 @@ class PettingZooEnv(BatchedEnv):
         arrays.reward[:, lost] = 0
         arrays.terminated[lost], arrays.truncated[lost] = False, True
         arrays.final_obs[:, lost] = self._seen_obs[:, lost]
+        arrays.final_alive[:, lost] = self._seen_alive[:, lost]
         if arrays.state is not None:
             arrays.final_state[lost] = self._seen_state[lost]
 
     def _make_step(self) -> Step:
         """What the arrays hold, in tensors of its own."""
         arrays = self._arrays
-        rows = (arrays.terminated | arrays.truncated).nonzero()[0]
-        self._seen_obs = arrays.obs.copy()
+        ended = arrays.terminated | arrays.truncated
+        cut = arrays.final_alive & ~arrays.alive & ~ended  # truncated alone
+        rows = (ended | cut.any(axis=0)).nonzero()[0]
+        self._seen_obs, self._seen_alive = arrays.obs.copy(), arrays.alive.copy()
         obs = final_obs = self._tensor(self._seen_obs).transpose(0, 1)
         if len(rows):
             final = self._seen_obs.copy()
@@ -179,7 +186,12 @@ class PettingZooEnv(BatchedEnv):
         reward, terminated, truncated = (
             self._tensor(x.copy()) for x in (arrays.reward, arrays.terminated, arrays.truncated)
         )
-        return Step(obs, reward.T, terminated, truncated, final_obs, state, final_state)
+        step = Step(obs, reward.T, terminated, truncated, final_obs, state, final_state)
+        if arrays.action_mask is not None:
+            step.action_mask = self._tensor(arrays.action_mask.copy()).transpose(0, 1)
+        if not (arrays.alive.all() and arrays.final_alive.all()):
+            step.alive, step.final_alive = self._tensor(self._seen_alive).T, self._tensor(arrays.final_alive.copy()).T
+        return step
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -5,8 +5,6 @@ No torch in here: worker processes (`pettingzoo_worker.py`) start faster, and sm
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,58 +13,26 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from ..errors import EnvError, UnknownEnvError
-
-FAMILIES = ("atari", "butterfly", "classic", "sisl")
-"""PettingZoo's own; each has its requirements, `pip install 'pettingzoo[sisl]'`."""
+from ..errors import EnvError
+from ..spaces import places_of
+from .pettingzoo_task import MASK, Description, Reader, Task, describe, flat_mask, make_copy
 
 
 class EnvRaisedError(EnvError):
     """A copy raised an exception of its own."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What makes one copy.
-
-    Attributes:
-        name: `MODULE` with a function `parallel_env` or `env`, or `MODULE:CALLABLE`; modules of PettingZoo's families
-            without the leading `pettingzoo.`.
-        kwargs: of that function.
-        wrappers: applied in this order; each the name of a SuperSuit wrapper or `MODULE:CALLABLE`, alone or as the only
-            key of a mapping whose value are its keyword arguments.
-        state: whether copies tell their state. None: if it is a flat vector.
-    """
-
-    name: str
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    wrappers: Sequence[str | Mapping[str, Mapping[str, Any] | None]] = ()
-    state: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What a copy is like. All agents have the same flat observations and the same actions.
-
-    Attributes:
-        agents: PettingZoo's `possible_agents`, in this order.
-        state_dim: None where copies tell no state.
-    """
-
-    agents: tuple[str, ...]
-    observation_space: gym.spaces.Box
-    action_space: gym.Space
-    state_dim: int | None
-
-
 class Arrays:
     """What copies and their owner share, all of it in one buffer; E copies, N agents.
 
     Attributes:
-        actions: `[E, N, ...]`.
-        obs, final_obs: `[N, E, obs]`; `final_obs` is written where an episode ended.
+        actions: `[E, N, ...]`, in the greatest of the agents' spaces.
+        obs, final_obs: `[N, E, obs]`, with zeros behind smaller ones, and of agents that are not there; `final_obs` is
+            written where an episode ended, or an agent was truncated alone.
         reward: `[N, E]`.
         terminated, truncated: `[E]` bool.
+        alive, final_alive: `[N, E]` bool, as in `Step`.
+        action_mask: `[N, E, choices]` bool, as in `Step`, or None.
         state, final_state: `[E, state]`, or None.
         episode: `[E]`, the number of episodes that each copy has begun since its seed.
         busy: `[workers]`, the copy that each worker is at.
@@ -82,164 +48,31 @@ class Arrays:
         workers: int = 1,
         allocate: Callable[[int], Any] = bytearray,
     ):
-        e, n, o = num_envs, len(description.agents), description.observation_space.shape[0]
-        action = description.action_space
+        e, n, o = num_envs, len(description.agents), description.obs_dim
         fields: dict[str, tuple[tuple[int, ...], Any]] = {
-            "actions": ((e, n, *action.shape), action.dtype),
+            "actions": ((e, n, *description.action_shape), description.action_dtype),
             "obs": ((n, e, o), np.float32),
             "final_obs": ((n, e, o), np.float32),
             "reward": ((n, e), np.float32),
             "terminated": ((e,), np.bool_),
             "truncated": ((e,), np.bool_),
+            "alive": ((n, e), np.bool_),
+            "final_alive": ((n, e), np.bool_),
             "episode": ((e,), np.int64),
             "busy": ((workers,), np.int64),
         }
+        if description.masked:
+            fields["action_mask"] = (n, e, description.num_choices), np.bool_
         if description.state_dim is not None:
             fields |= dict.fromkeys(("state", "final_state"), ((e, description.state_dim), np.float32))
         places, size = {}, 0
         for name, (shape, dtype) in fields.items():
             places[name] = size
             size += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64  # each in cache lines of its own
-        self.state = self.final_state = None
+        self.action_mask = self.state = self.final_state = None
         buffer = allocate(size)
         for name, (shape, dtype) in fields.items():
             setattr(self, name, np.ndarray(shape, dtype, buffer, places[name]))
-
-
-# ---------------------------------------------------------------------------------------------------------- making one
-
-
-def find(name: str) -> Callable[..., Any]:
-    """The function behind a name (see `Task`).
-
-    Raises:
-        UnknownEnvError: there is none, or a package is missing.
-    """
-    path, _, attr = name.partition(":")
-    family = path.partition(".")[0]
-    path = f"pettingzoo.{path}" if family in FAMILIES else path
-    try:
-        module = importlib.import_module(path)
-        return getattr(module, attr or ("parallel_env" if hasattr(module, "parallel_env") else "env"))
-    except ModuleNotFoundError as error:
-        if family in FAMILIES and not path.startswith(error.name):
-            needs = f"it needs {error.name!r}: pip install 'pettingzoo[{family}]'"
-        else:
-            needs = f"there is no module {error.name!r}"
-        raise UnknownEnvError(f"env 'pettingzoo/{name}': {needs}") from error
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownEnvError(f"env 'pettingzoo/{name}' cannot be imported: {error}") from error
-
-
-def make_copy(task: Task) -> Any:
-    """A parallel env.
-
-    Raises:
-        ValueError: it or a wrapper refuses its arguments, or is no PettingZoo env.
-    """
-    from pettingzoo.utils.conversions import aec_to_parallel
-    from pettingzoo.utils.env import AECEnv
-
-    env = _checked(find(task.name)(**task.kwargs), task.name)
-    if isinstance(env, AECEnv):
-        if not env.metadata.get("is_parallelizable", False):
-            raise ValueError("agents act in turns (metadata has no is_parallelizable), which is not supported yet")
-        env = aec_to_parallel(env)
-    for wrapper in task.wrappers:
-        entry = {wrapper: None} if isinstance(wrapper, str) else wrapper
-        if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise ValueError(f"wrappers: each is a name, or one name with its arguments, not {wrapper!r}")
-        ((name, kwargs),) = entry.items()
-        env = _checked(_find_wrapper(name)(env, **(kwargs or {})), name)
-    return env
-
-
-def _checked(env: Any, name: str) -> Any:
-    from pettingzoo.utils.env import AECEnv, ParallelEnv
-
-    if not isinstance(env, AECEnv | ParallelEnv):
-        raise ValueError(f"{name} returns {type(env).__name__}, which is neither a ParallelEnv nor an AECEnv")
-    return env
-
-
-def _find_wrapper(name: str) -> Callable[..., Any]:
-    module, _, attr = name.partition(":") if ":" in name else ("supersuit", "", name)
-    try:
-        return getattr(importlib.import_module(module), attr)
-    except (ImportError, AttributeError) as error:  # SuperSuit names the current version of a wrapper
-        raise ValueError(f"wrappers: {name!r}: {error}") from error
-
-
-def describe(env: Any, state: bool | None) -> Description:
-    """Looks at a copy, and resets it for that.
-
-    Raises:
-        ValueError: the copy is not what is supported yet; says why.
-    """
-    agents = tuple(env.possible_agents)
-    observations = {agent: _flat_observations(agent, env.observation_space(agent)) for agent in agents}
-    actions = {agent: _supported_actions(agent, env.action_space(agent)) for agent in agents}
-    for kind, spaces in (("observation", {a: s.shape for a, s in observations.items()}), ("action", actions)):
-        for agent in agents:
-            if spaces[agent] != spaces[agents[0]]:
-                raise ValueError(
-                    f"agents with unlike {kind} spaces are not supported yet: {agents[0]} has {spaces[agents[0]]}, "
-                    f"{agent} has {spaces[agent]}"
-                )
-    first, infos = env.reset(seed=0)
-    if missing := set(agents) - set(first):
-        raise ValueError(f"agents that join later are not supported yet: {sorted(missing)[0]} is not there at reset")
-    if any("action_mask" in info for info in infos.values()):
-        raise ValueError("action masks (in infos) are not supported yet")
-    return Description(agents, observations[agents[0]], actions[agents[0]], _state_dim(env, state))
-
-
-def _flat_observations(agent: str, space: gym.Space) -> gym.spaces.Box:
-    """What Gymnasium flattens a space into: arrays to vectors, choices to one-hot ones, and they are concatenated."""
-    if isinstance(space, gym.spaces.Dict) and "action_mask" in space.spaces:
-        raise ValueError("action masks (in observations) are not supported yet")
-    leaves = [space]
-    for leaf in leaves:
-        if isinstance(leaf, gym.spaces.Dict | gym.spaces.Tuple):
-            leaves += leaf.spaces.values() if isinstance(leaf, gym.spaces.Dict) else leaf.spaces
-        elif isinstance(leaf, gym.spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1:
-            raise ValueError(
-                f"{agent} observes pictures, {leaf}: the networks read vectors; SuperSuit's color_reduction_v0, "
-                "resize_v1 and flatten_v0, in `wrappers`, make small ones of them"
-            )
-    flat = gym.spaces.flatten_space(space)
-    if not isinstance(flat, gym.spaces.Box):
-        raise ValueError(f"observations of {agent} cannot be flattened: {space}")
-    return gym.spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
-
-
-def _supported_actions(agent: str, space: gym.Space) -> gym.Space:
-    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
-        fits = len(space.shape) < 2 and not np.any(space.start)
-    else:
-        fits = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-    if not fits:
-        raise ValueError(
-            f"actions of {agent} are {space}; supported are Discrete and MultiDiscrete from 0, and flat Box"
-        )
-    return space
-
-
-def _state_dim(env: Any, wanted: bool | None) -> int | None:
-    if wanted is False:
-        return None
-    try:
-        state = np.asarray(env.state())
-        fits = np.issubdtype(state.dtype, np.number) and (wanted or state.ndim == 1)
-        problem = f"is of {state.dtype}"
-    except Exception as error:  # some have no method of that name, or an attribute
-        fits, problem = False, f"raised {type(error).__name__}: {error}"
-    if wanted and not fits:
-        raise ValueError(f"state is true, but the env's state() {problem}")
-    return state.size if fits else None
-
-
-# ------------------------------------------------------------------------------------------------------ stepping some
 
 
 def episode_seed(seed: int, copy: int, episode: int) -> int:
@@ -271,13 +104,13 @@ class Copies:
         """Args: description, whose order of agents counts."""
         if set(description.agents) != set(self.description.agents):
             raise EnvError(f"agents differ between processes: {description.agents} and {self.description.agents}")
-        self._arrays, self._agents = arrays, description.agents
-        self._spaces = [self._envs[0].observation_space(agent) for agent in self._agents]
+        self._arrays = arrays
+        self._copies = [Copy(env, description, arrays, self.first + i) for i, env in enumerate(self._envs)]
 
     def reset(self, seed: int) -> list[int]:
         """Begins a new episode in every copy. Returns the copies that were lost: here, none is."""
-        for i in range(len(self._envs)):
-            self._guarded("reset", i, self._begin, seed)
+        for copy in self._copies:
+            self._guarded("reset", copy, copy.begin, seed)
         return []
 
     def step(self, seed: int) -> list[int]:
@@ -287,66 +120,158 @@ class Copies:
             EnvRaisedError: a copy raised.
             EnvError: a copy does what is not supported.
         """
-        for i in range(len(self._envs)):
-            self._guarded("step", i, self._step, seed)
+        for copy in self._copies:
+            self._guarded("step", copy, copy.step, seed)
         return []
 
     def close(self) -> None:
         for env in self._envs:
             env.close()
 
-    def _guarded(self, method: str, i: int, function: Callable[[int, int], None], seed: int) -> None:
-        self._arrays.busy[self.worker] = self.first + i
+    def _guarded(self, method: str, copy: Copy, function: Callable[[int], None], seed: int) -> None:
+        self._arrays.busy[self.worker] = copy.number
         try:
-            function(i, seed)
+            function(seed)
         except EnvError as error:
-            raise EnvError(f"env 'pettingzoo/{self._name}', copy {self.first + i}: {error}") from error
+            raise EnvError(f"env 'pettingzoo/{self._name}', copy {copy.number}: {error}") from error
         except Exception as error:
             raise EnvRaisedError(
-                f"env 'pettingzoo/{self._name}', copy {self.first + i}, raised in {method}(): "
+                f"env 'pettingzoo/{self._name}', copy {copy.number}, raised in {method}(): "
                 f"{type(error).__name__}: {error} {where(error)}"
             ) from error
 
-    def _begin(self, i: int, seed: int) -> None:
-        e, arrays = self.first + i, self._arrays
-        obs, _ = self._envs[i].reset(seed=episode_seed(seed, e, int(arrays.episode[e])))
+
+class Copy:
+    """One copy, and its place in the arrays.
+
+    Agents are alive from the reset or step on after which they are new among PettingZoo's `agents`, until they
+    terminate or are truncated. To those that stay in `agents` all the same actions are handed on; nothing else of them
+    counts.
+    """
+
+    def __init__(self, env: Any, description: Description, arrays: Arrays, number: int):
+        self.number, self._env, self._arrays = number, env, arrays
+        self._agents, spaces = description.agents, description.action_spaces
+        self._place = {agent: n for n, agent in enumerate(self._agents)}
+        self._readers = [Reader(agent, env.observation_space(agent)) for agent in self._agents]
+        self._obs, self._final_obs = (
+            [x[n, number, : reader.space.shape[0]] for n, reader in enumerate(self._readers)]
+            for x in (arrays.obs, arrays.final_obs)
+        )
+        own, dtype = description.action_shape, description.action_dtype
+        self._parts = None if all(space.shape == own and space.dtype == dtype for space in spaces) else spaces
+        self._choices = [places_of(space, spaces) for space in spaces]
+        self._there: list[str] = []  # PettingZoo's `agents`
+        self._alive: list[str] = []  # in our order
+        self._places: list[int] = []  # of the alive ones
+        self._rows: slice | list[int] = []  # the same, as an index
+        self._calm = False  # nobody came or went in the last step
+
+    def begin(self, seed: int) -> None:
+        """Begins a new episode."""
+        arrays, e = self._arrays, self.number
+        obs, infos = self._env.reset(seed=episode_seed(seed, e, int(arrays.episode[e])))
         arrays.episode[e] += 1
-        self._write(i, obs, arrays.obs, arrays.state)
+        self._set_there(set(self._env.agents))
+        if not self._alive:
+            raise EnvError("an episode begins without agents")
+        self._write(obs, infos)
 
-    def _step(self, i: int, seed: int) -> None:
-        e, arrays, agents = self.first + i, self._arrays, self._agents
-        actions = dict(zip(agents, arrays.actions[e].copy(), strict=True))  # envs may keep them
-        obs, reward, terminated, truncated, _ = self._envs[i].step(actions)
-        arrays.reward[:, e] = _of_all("reward", reward, agents)
-        terminated, truncated = _of_all("termination", terminated, agents), _of_all("truncation", truncated, agents)
-        ended = [a or b for a, b in zip(terminated, truncated, strict=True)]
-        if any(ended) and not (all(ended) and any(terminated) == all(terminated)):
-            agent = agents[(terminated if all(ended) else ended).index(True)]
-            raise EnvError(f"{agent} ended before others did: agents that die or leave are not supported yet")
-        arrays.terminated[e], arrays.truncated[e] = all(terminated), any(truncated)
-        if any(ended):
-            self._write(i, obs, arrays.final_obs, arrays.final_state)
-            self._begin(i, seed)
-        else:
-            self._write(i, obs, arrays.obs, arrays.state)
+    def step(self, seed: int) -> None:
+        """One step, and the beginning of a new episode where it was the last one."""
+        arrays, e, alive = self._arrays, self.number, self._alive
+        obs, reward, terminated, truncated, infos = self._env.step(self._actions())
+        if not self._calm:
+            arrays.reward[:, e] = 0
+            arrays.terminated[e] = arrays.truncated[e] = False
+            arrays.final_alive[:, e] = arrays.alive[:, e]
+            self._calm = True
+        arrays.reward[self._rows, e] = _of("reward", reward, alive)
+        ends = zip(_of("termination", terminated, alive), _of("truncation", truncated, alive), strict=True)
+        ended = [(agent, died) for agent, (died, cut) in zip(alive, ends, strict=True) if died or cut]
+        if ended or list(self._env.agents) != self._there:
+            self._depart(dict(ended), obs)
+            if not self._alive:
+                self.begin(seed)
+                return
+        self._write(obs, infos)
 
-    def _write(self, i: int, observations: Mapping[str, Any], obs: np.ndarray, state: np.ndarray | None) -> None:
-        e = self.first + i
-        values = _of_all("observation", observations, self._agents)
-        for n, (space, value) in enumerate(zip(self._spaces, values, strict=True)):
-            if not isinstance(space, gym.spaces.Box):
-                value = gym.spaces.flatten(space, value)
-            obs[n, e] = np.reshape(value, obs.shape[2:])  # not broadcast, were it of another size
+    def _actions(self) -> dict[str, Any]:
+        rows = self._arrays.actions[self.number].copy()  # envs may keep them
+        if self._parts is not None:
+            rows = [_part(row, space) for row, space in zip(rows, self._parts, strict=True)]
+        if len(self._there) == len(rows):
+            return dict(zip(self._agents, rows, strict=True))
+        return {agent: rows[self._place[agent]] for agent in self._there}
+
+    def _depart(self, ended: Mapping[str, bool], obs: Mapping[str, Any]) -> None:
+        """Somebody came or went. Writes all that is final. Args: ended, who did, and whether by termination."""
+        arrays, e, before, there = self._arrays, self.number, self._alive, set(self._env.agents)
+        if lost := [agent for agent in before if agent not in ended and agent not in there]:
+            raise EnvError(f"{lost[0]} is among the env's agents no more, but neither terminated nor truncated")
+        self._set_there(there.difference(self._there).union(before).difference(ended))
+        over, dead = not self._alive, all(ended.values())
+        survivors = before if over and dead else [agent for agent in before if not ended.get(agent)]
+        arrays.terminated[e], arrays.truncated[e] = over and dead, over and not dead
+        arrays.final_alive[:, e] = arrays.alive[:, e]
+        arrays.final_alive[[self._place[agent] for agent in survivors], e] = True
+        if over or not dead:
+            arrays.final_obs[:, e] = 0
+            if over and dead:  # what they observe last is for nobody, and not all envs tell it
+                survivors = [agent for agent in survivors if agent in obs]
+            self._write_obs(
+                self._final_obs, arrays.final_state, obs, survivors + [a for a in self._alive if a not in survivors]
+            )
+
+    def _set_there(self, alive: set[str]) -> None:
+        """Args: alive, of PettingZoo's present `agents`."""
+        arrays, e, self._calm = self._arrays, self.number, False
+        self._there = list(self._env.agents)
+        if unknown := alive.difference(self._agents):
+            raise EnvError(f"{min(unknown)} is among the env's agents, but not among its possible_agents")
+        self._alive = [agent for agent in self._agents if agent in alive]
+        self._places = [self._place[agent] for agent in self._alive]
+        self._rows = slice(None) if len(alive) == len(self._agents) else self._places
+        arrays.alive[:, e] = False
+        arrays.alive[self._rows, e] = True
+        arrays.obs[~arrays.alive[:, e], e] = 0
+
+    def _write(self, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
+        """What the living observe, and may do."""
+        self._write_obs(self._obs, self._arrays.state, obs, self._alive)
+        masks = self._arrays.action_mask
+        if masks is None:
+            if any(MASK in info for info in infos.values()):
+                raise EnvError("infos have action masks, but those of the first reset had none")
+            return
+        for n, agent in zip(self._places, self._alive, strict=True):
+            mask = infos[agent].get(MASK) if agent in infos else None
+            if mask is None:
+                mask = True if self._readers[n].mask is None else obs[agent][MASK]
+            places = self._choices[n]
+            masks[n, self.number, places] = mask is True or np.reshape(flat_mask(mask), len(places))
+
+    def _write_obs(
+        self, rows: list[np.ndarray], state: np.ndarray | None, obs: Mapping[str, Any], agents: Sequence[str]
+    ) -> None:
+        for agent, value in zip(agents, _of("observation", obs, agents), strict=True):
+            n = self._place[agent]
+            rows[n][:] = np.reshape(self._readers[n].vector(value), rows[n].shape)  # not broadcast, were it smaller
         if state is not None:
-            state[e] = np.reshape(self._envs[i].state(), state.shape[1:])
+            state[self.number] = np.reshape(self._env.state(), state.shape[1:])
 
 
-def _of_all(what: str, values: Mapping[str, Any], agents: Sequence[str]) -> list[Any]:
+def _part(row: Any, space: gym.Space) -> Any:
+    """Of an action in the greatest space, what belongs to one that is smaller."""
+    return np.ravel(row)[: math.prod(space.shape)].reshape(space.shape).astype(space.dtype)[()]
+
+
+def _of(what: str, values: Mapping[str, Any], agents: Sequence[str]) -> list[Any]:
     """The agents' values, in their order."""
     try:
         return [values[agent] for agent in agents]
     except KeyError as error:
-        raise EnvError(f"no {what} of {error.args[0]}: agents that die or leave are not supported yet") from error
+        raise EnvError(f"no {what} of {error.args[0]}, which is among the env's agents") from error
 
 
 def where(error: BaseException) -> str:

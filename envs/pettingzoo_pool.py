@@ -20,7 +20,8 @@ from typing import Any, Literal, NoReturn
 
 from ..errors import EnvError
 from . import pettingzoo_worker as protocol
-from .pettingzoo_copies import Arrays, Description, Task
+from .pettingzoo_copies import Arrays
+from .pettingzoo_task import Description, Task
 
 log = logging.getLogger(__name__)
 

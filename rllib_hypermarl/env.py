@@ -14,8 +14,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .errors import EnvError, UnknownEnvError
+from .spaces import num_choices
 
 
 @dataclasses.dataclass(slots=True)
@@ -31,7 +31,8 @@ class Step:
 
     An env whose episode ends in this step resets itself: `obs` is then the first observation of the next episode, and
     `final_obs` the last one of the episode that ended. Where nothing ended the two are equal; an env that ended nowhere
-    should return the very same tensor twice, so that nobody has to compare them.
+    should return the very same tensor twice, so that nobody has to compare them. `action_mask`, `alive` and
+    `final_alive` may come and go from step to step.
 
     Attributes:
         obs: `[E, N, obs]` float. What to act on next. Where agents' observations have different sizes, all have the
@@ -44,12 +45,13 @@ class Step:
         final_state: `[E, state]`, beside `state`, as `final_obs` is beside `obs`.
         action_mask: `[E, N, actions]` bool, optional, for `obs`. True where an action is allowed; of several discrete
             components, one block each; of agents with unlike actions, as wide as `num_choices`. Whatever it says of
-            agents that are not alive is not read.
+            choices that an agent does not have, and of agents that are not alive, is not read.
         alive: `[E, N]` bool, optional. False for agents that died, left, or have not come yet. None: all are alive.
             What they would observe and be paid is not read, and what they do not obeyed.
         final_alive: `[E, N]`, beside `alive`, as `final_obs` is beside `obs`: an agent that is not alive there died in
-            this step, which ends its return, whether or not the episode goes on. None: as `alive`, and in episodes
-            that ended, whoever acted.
+            this step, which ends its return, whether or not the episode goes on. One that is alive there and not in
+            `alive`, in an episode that goes on, was truncated alone: the value of its `final_obs`, which is another
+            tensor than `obs` then, is bootstrapped. None: as `alive`, and in episodes that ended, whoever acted.
         extras: named tensors `[E, ...]` for metrics and pictures (positions, visibility). Never used for learning.
     """
 
@@ -77,18 +79,22 @@ class Step:
         mask = self.action_mask.transpose(0, 1)
         return mask if self.alive is None else mask | ~self.alive.T.unsqueeze(-1)
 
+    def departures(self, before: Step) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Who acted; who of them died; who of them was truncated alone, while the episode went on. `[E, N]` bool each;
+        None where all agents live as long as the episode. Args: before: the step that was acted on."""
+        if before.alive is None and self.alive is None and self.final_alive is None:
+            return None
+        everybody = torch.ones_like(self.reward, dtype=torch.bool)
+        acted, alive = (everybody if x is None else x for x in (before.alive, self.alive))
+        ended = (self.terminated | self.truncated).unsqueeze(1)
+        survived = torch.where(ended, acted, alive) if self.final_alive is None else self.final_alive
+        return acted, acted & ~survived, acted & survived & ~(alive | ended)
+
     def forgets(self, before: Step) -> Tensor:
         """For whom nothing of what came before counts after this step: the episode ended, or the agent died, or was not
-        alive. `[1, E]`, or `[N, E]` where agents come and go. Args: before: as of `survivors`."""
-        ended = (self.terminated | self.truncated).unsqueeze(0)
-        return ended if before.alive is None else ended | ~(before.alive & self.survivors(before)).T
-
-    def survivors(self, before: Step) -> Tensor:
-        """`[E, N]`, who was alive at the end of this step, episodes that ended in it included. Args: before: of it."""
-        if self.final_alive is not None:
-            return self.final_alive
-        ended = (self.terminated | self.truncated).unsqueeze(1)
-        return torch.where(ended, before.alive, self.alive)
+        alive. `[1, E]`, or `[N, E]` where agents come and go. Args: before: as of `departures`."""
+        ended, gone = (self.terminated | self.truncated).unsqueeze(0), self.departures(before)
+        return ended if gone is None else ended | (gone[1] | ~gone[0]).T
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -334,20 +340,6 @@ class StepCheck:
 
 _OPTIONAL = {"alive", "final_alive", "action_mask"}
 _FLAGS = {"terminated", "truncated", *_OPTIONAL}
-
-
-def num_choices(spaces: Iterable[gym.Space]) -> int:
-    """Width of the action masks of agents with these spaces: of each component, the most choices that one of them has.
-
-    0 of continuous ones.
-    """
-    components = itertools.zip_longest(*map(choices_of, spaces), fillvalue=0)
-    return sum(max(component) for component in components)
-
-
-def choices_of(space: gym.Space) -> tuple[int, ...]:
-    """Of each component of a discrete space; none of a continuous one."""
-    return (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(map(int, getattr(space, "nvec", ())))
 
 
 def check_some_allowed(blocked: Tensor, agents: tuple[str, ...], name: str) -> None:

@@ -27,7 +27,8 @@ class Rollout:
         reward: `[N, T, E]`.
         terminated, truncated: `[T, E]` bool.
         last_obs: `[N, E, obs]`, what follows the last step.
-        final_obs: `[N, F, obs]`, last observations of the F episodes that were cut by time.
+        final_obs: `[N, F, obs]`, last observations of the F episodes that were cut by time, those included that were
+            cut for some of their agents alone.
         final_index: `[F]`, for each of them its row `t * E + e`.
         state: `[T, E, state]`, of envs that have one, beside `obs`; so are `last_state` `[E, state]` and `final_state`
             `[F, state]`.
@@ -35,6 +36,7 @@ class Rollout:
         alive: `[N, T, E]` bool, of envs whose agents come and go: who acted. All else that is of the others is
             meaningless; their observations are zeros.
         died: `[N, T, E]` bool, beside `alive`: who acted, and was not alive any more after the step.
+        cut: `[N, T, E]` bool, beside `alive`: who acted, and was truncated alone.
         actor_memory, critic_memory: `[N, S, E, size]`, of teams with memory: what they remembered at the start of each
             of S sequences of equal length that the T steps are.
     """
@@ -54,6 +56,7 @@ class Rollout:
     action_mask: Tensor | None = None
     alive: Tensor | None = None
     died: Tensor | None = None
+    cut: Tensor | None = None
     actor_memory: Tensor | None = None
     critic_memory: Tensor | None = None
 
@@ -66,8 +69,10 @@ class Rollout:
         return self.reward.numel() if self.alive is None else int(self.alive.sum())
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Who terminated, and who was truncated: `[T, E]` each; the former `[N, T, E]` where agents die."""
-        return self.terminated if self.died is None else self.terminated | self.died, self.truncated
+        """Who terminated, and who was truncated: `[T, E]` each, or `[N, T, E]` where agents come and go."""
+        if self.died is None:
+            return self.terminated, self.truncated
+        return self.terminated | self.died, self.truncated | self.cut
 
     def forgets(self) -> Tensor:
         """`[N or 1, T, E]` bool, for whom nothing of what came before the end of a step counts any more."""
@@ -92,8 +97,9 @@ class Rollout:
 # The axis of the envs in each field of a rollout; of the final ones, of the episodes that were cut.
 _ENV_AXIS = {
     "obs": 2, "actions": 2, "logp": 2, "reward": 2, "terminated": 1, "truncated": 1, "last_obs": 1, "state": 1,
-    "last_state": 0, "action_mask": 2, "alive": 2, "died": 2, "actor_memory": 2, "critic_memory": 2,
+    "last_state": 0, "action_mask": 2, "alive": 2, "died": 2, "cut": 2, "actor_memory": 2, "critic_memory": 2,
 }  # fmt: skip
+_UNSAID = {"action_mask": True, "alive": True, "died": False, "cut": False}  # what it means where nothing is said
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
@@ -103,7 +109,10 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
     fields: dict[str, Any] = {}
     for name, axis in (*_ENV_AXIS.items(), ("final_obs", 1), ("final_state", 0)):
         parts = [getattr(rollout, name) for rollout in rollouts]
-        fields[name] = None if parts[0] is None else torch.cat(parts, dim=axis)
+        said = next((part for part in parts if part is not None), None)
+        if said is not None and name in _UNSAID:
+            parts = [_unsaid(name, said, r) if part is None else part for part, r in zip(parts, rollouts, strict=True)]
+        fields[name] = None if said is None else torch.cat(parts, dim=axis)
     num_envs, first, index = fields["terminated"].shape[1], 0, []
     for rollout in rollouts:
         own = rollout.terminated.shape[1]
@@ -111,6 +120,11 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
         index.append(t * num_envs + first + e)
         first += own
     return Rollout(**fields, final_index=torch.cat(index))
+
+
+def _unsaid(name: str, said: Tensor, rollout: Rollout) -> Tensor:
+    """A field `[N, T, E, ...]` that a rollout does without. Args: said, the same field of another one."""
+    return said.new_full((*rollout.reward.shape, *said.shape[3:]), _UNSAID[name])
 
 
 def split(rollout: Rollout, shards: int) -> list[Rollout]:
@@ -158,6 +172,7 @@ class RolloutBuffer:
         self.action_mask: Tensor | None = None
         self.alive: Tensor | None = None
         self.died: Tensor | None = None
+        self.cut: Tensor | None = None
         self._ends: list[tuple[int, Step]] = []
         self._t = 0
 
@@ -177,11 +192,11 @@ class RolloutBuffer:
         reward = step.reward.T
         if before is not None and (mask := before.allowed()) is not None:
             self._keep("action_mask", t, mask)
-        if before is not None and before.alive is not None:
-            alive = before.alive.T
-            reward = reward.masked_fill(~alive, 0.0)
-            self._keep("alive", t, alive)
-            self._keep("died", t, alive & ~step.survivors(before).T)
+        if before is not None and (gone := step.departures(before)) is not None:
+            acted, died, cut = (x.T for x in gone)
+            reward = reward.masked_fill(~acted, 0.0)
+            for name, value in (("alive", acted), ("died", died), ("cut", cut)):
+                self._keep(name, t, value)
         self.obs[:, t], self.actions[:, t], self.logp[:, t] = obs, actions, logp
         self.reward[:, t] = reward
         self.terminated[t], self.truncated[t] = step.terminated, step.truncated
@@ -190,9 +205,9 @@ class RolloutBuffer:
         self._t += 1
 
     def _keep(self, name: str, t: int, value: Tensor) -> None:
-        """What not all envs have. Args: value `[N, E, ...]`."""
+        """What not all envs have, nor all steps. Args: value `[N, E, ...]`."""
         if getattr(self, name) is None:
-            setattr(self, name, value.new_empty(*self.reward.shape, *value.shape[2:]))
+            setattr(self, name, value.new_full((*self.reward.shape, *value.shape[2:]), _UNSAID[name]))
         getattr(self, name)[:, t] = value
 
     def finish(self, last_obs: Tensor, last_state: Tensor | None = None) -> Rollout:
@@ -204,7 +219,10 @@ class RolloutBuffer:
         if self._ends:
             steps = torch.tensor([t for t, _ in self._ends], device=self.obs.device)
             observations = torch.stack([step.final_obs for _, step in self._ends])  # [k, E, N, obs]
-            k, e = (self.truncated & ~self.terminated)[steps].nonzero(as_tuple=True)
+            cut = self.truncated & ~self.terminated
+            if self.cut is not None:
+                cut = cut | self.cut.any(dim=0)
+            k, e = cut[steps].nonzero(as_tuple=True)
             final_obs = observations[k, e].transpose(0, 1).contiguous()
             if self.alive is not None:
                 gone = ~self.alive[:, steps[k], e] | self.died[:, steps[k], e]  # [N, F]
@@ -215,7 +233,7 @@ class RolloutBuffer:
         return Rollout(
             self.obs, self.actions, self.logp, self.reward, self.terminated, self.truncated,
             last_obs, final_obs, final_index, self.state, last_state, final_state,
-            self.action_mask, self.alive, self.died,
+            self.action_mask, self.alive, self.died, self.cut,
         )  # fmt: skip
 
 
@@ -260,17 +278,23 @@ def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
     return gae(reward, nothing, nothing, ended, torch.zeros_like(ended), gamma, 1.0)
 
 
-def next_values(value: Tensor, last_value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
+def next_values(
+    value: Tensor, last_value: Tensor, final_value: Tensor, final_index: Tensor, truncated: Tensor | None = None
+) -> Tensor:
     """What follows each step: the next step's value, and the final observation's where time cut an episode.
 
     Args:
         value: `[N, T, E]`.
         last_value: `[N, E]`, after the last step.
         final_value: `[N, F]` at the rows `final_index` `[F]`.
+        truncated: `[N, T, E]`, for whom time did. None, or `[T, E]`: for all agents.
 
     Returns:
         `[N, T, E]`.
     """
     result = torch.cat([value[:, 1:], last_value.unsqueeze(1)], dim=1)
-    result.view(len(value), -1)[:, final_index] = final_value
+    rows = result.view(len(value), -1)
+    if truncated is not None and truncated.dim() == 3:
+        final_value = torch.where(truncated.flatten(1)[:, final_index], final_value, rows[:, final_index])
+    rows[:, final_index] = final_value
     return result

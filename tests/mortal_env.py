@@ -19,14 +19,15 @@ class MortalEnv(BatchedEnv):
     Args:
         garbage: what the env says about agents that are not alive: observations, rewards; 0 for none.
         blocked: whether a living agent is once allowed nothing.
+        cuts: the probability that an agent's own time is up.
     """
 
-    def __init__(self, num_envs, device="cpu", garbage=float("nan"), blocked=False, masks=True, deaths=0.15):
+    def __init__(self, num_envs, device="cpu", garbage=float("nan"), blocked=False, masks=True, deaths=0.15, cuts=0.0):
         self.num_envs, self.device, self.max_episode_steps = num_envs, torch.device(device), 7
         self.agents = AGENTS
         self.observation_spaces = {a: gym.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32) for a in AGENTS}
         self.action_spaces = {a: gym.spaces.Discrete(ACTIONS) for a in AGENTS}
-        self.garbage, self.blocked, self.masks, self.deaths = garbage, blocked, masks, deaths
+        self.garbage, self.blocked, self.masks, self.deaths, self.cuts = garbage, blocked, masks, deaths, cuts
         self.generator = torch.Generator()
         self.generator.seed()
 
@@ -50,6 +51,9 @@ class MortalEnv(BatchedEnv):
         final_obs, final_alive = self._obs(self.alive), self.alive
         truncated = torch.full((self.num_envs,), self.t == self.max_episode_steps)
         obs = final_obs
+        if self.cuts:
+            self.alive = final_alive & (torch.rand(acted.shape, generator=self.generator) >= self.cuts)
+            obs = self._obs(self.alive)
         if self.t == self.max_episode_steps:
             self._begin()
             self._draw()

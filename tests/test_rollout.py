@@ -1,6 +1,7 @@
 """Storage order and advantages, with values that tell where they came from."""
 
 import dataclasses
+import itertools
 import warnings
 
 import hypothesis.strategies as st
@@ -68,6 +69,95 @@ def test_without_truncation_there_is_nothing_to_bootstrap_from(ends):
     rollout = collect(ends)
     assert rollout.final_obs.shape == (N, 0, OBS)
     assert rollout.final_index.shape == (0,)
+
+
+def life(seed, envs, quiet=False):
+    """Random steps of agents that die, are truncated alone, and come back. What their env does not say, it leaves out.
+
+    Returns the first step, and the others. Args: quiet: all agents live on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    happens = lambda p, *shape: torch.rand(envs, *shape, generator=generator) < p  # noqa: E731
+    obs = torch.randn(envs, N, OBS, generator=generator)
+    never = torch.zeros(envs, dtype=torch.bool)
+    alive = torch.ones(envs, N, dtype=torch.bool)
+    steps = [Step(obs, torch.zeros(envs, N), never, never, obs)]
+    for _ in range(T):
+        terminated, truncated = happens(0.1), happens(0.1)
+        ended = (terminated | truncated)[:, None]
+        died, cut, born = ((happens(0.0 if quiet else 0.1, N)) for _ in range(3))
+        final_alive = alive & ~died
+        alive = torch.where(ended, True, (final_alive & ~cut) | (born & ~alive))
+        final = torch.randn(envs, N, OBS, generator=generator)
+        obs = torch.where(ended[..., None], torch.randn(envs, N, OBS, generator=generator), final)
+        step = Step(obs, torch.randn(envs, N, generator=generator), terminated, truncated, final)
+        if not (alive.all() and final_alive.all()):
+            step.alive, step.final_alive = alive, final_alive
+        steps.append(step)
+    return steps
+
+
+def collected(steps):
+    """The rollout, and per step and agent what it should say: who acted, died, was cut; and the final observations."""
+    envs = len(steps[0].obs)
+    buffer = RolloutBuffer(N, T, envs, OBS, CPU)
+    expected = []
+    for before, step in itertools.pairwise(steps):
+        zeros = torch.zeros(N, envs)
+        buffer.add(before.observed(), zeros.long(), zeros, step, before)
+        everybody = torch.ones(envs, N, dtype=torch.bool)
+        acted, alive, final_alive = (
+            everybody if x is None else x for x in (before.alive, step.alive, step.final_alive)
+        )
+        ended = (step.terminated | step.truncated)[:, None]
+        expected.append(((acted.T, (acted & ~final_alive).T, (acted & final_alive & ~alive & ~ended).T), step))
+    return buffer.finish(steps[-1].observed()), expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), central=st.booleans())
+def test_each_agent_s_return_ends_as_its_life_does(seed, central):
+    """Death ends it, time of its own or of all is bootstrapped: against the sums by definition, agent by agent.
+
+    A central value is of what all observe: of others than who left, the next step's counts, not the final one.
+    """
+    rollout, expected = collected(life(seed, E))
+    if rollout.alive is None:
+        assert all(flags[0].all() and not flags[1].any() for flags, _ in expected)
+        return
+    for t, (flags, _) in enumerate(expected):
+        for name, flag in zip(("alive", "died", "cut"), flags, strict=True):
+            assert torch.equal(getattr(rollout, name)[:, t], flag), name
+    value_of = lambda obs: obs.sum(-1) + 3 + central * obs.sum((0, -1))  # noqa: E731
+    value, last, final = value_of(rollout.obs), value_of(rollout.last_obs), value_of(rollout.final_obs)
+    ends = rollout.ends()
+    found = gae(rollout.reward, value, next_values(value, last, final, rollout.final_index, ends[1]), *ends, 0.9, 0.8)
+    stayed = [(acted & ~died).unsqueeze(-1) for (acted, died, _), _ in expected]
+    finals = torch.stack(
+        [value_of(step.final_obs.transpose(0, 1) * here) for here, (_, step) in zip(stayed, expected, strict=True)],
+        dim=1,
+    )
+    for n in range(N):
+        one = slice(n, n + 1)
+        of_agent = rollout.terminated | rollout.died[n], rollout.truncated | rollout.cut[n]
+        wanted = oracle.advantages(rollout.reward[one], value[one], last[one], finals[one], *of_agent, 0.9, 0.8)[0]
+        here = rollout.alive[n]
+        torch.testing.assert_close(found[n][here], wanted[here])
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_rollouts_in_which_nobody_left_join_the_others(seed):
+    parts = [collected(life(seed + i, 2, quiet=i != 1))[0] for i in range(3)]
+    assert parts[0].alive is None and parts[2].cut is None
+    whole = join(parts)
+    for name, unsaid in (("alive", True), ("died", False), ("cut", False)):
+        said = getattr(parts[1], name)
+        field = getattr(whole, name)
+        assert (field is None) == (said is None)
+        if said is not None:
+            assert torch.equal(field[:, :, 2:4], said)
+            assert (field[:, :, :2] == unsaid).all() and (field[:, :, 4:] == unsaid).all()
 
 
 def test_final_observations_flow_into_next_values():

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-from pettingzoo.utils.env import ParallelEnv
+from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 (
-    GO_ON, TERMINATE, TRUNCATE, ONE_DIES, ONE_TERMINATES, FORGET, WIDEN, RAISE, EXIT, KILLED, HANG, HANG_IN_C
-) = range(12)  # fmt: skip
+    GO_ON, TERMINATE, TRUNCATE, ONE_DIES, ONE_TERMINATES, FORGET, WIDEN, RAISE, EXIT, KILLED, HANG, HANG_IN_C, VANISH
+) = range(13)  # fmt: skip
 
 
 class Base(ParallelEnv):
@@ -44,7 +44,7 @@ class Puppet(Base):
         stillborn: whether resets end the process, but for the first one, in which the env is looked at.
     """
 
-    def __init__(self, num_actions=12, crash_once=None, stillborn=False):
+    def __init__(self, num_actions=13, crash_once=None, stillborn=False):
         observations = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         super().__init__(["left", "right"], observations, gym.spaces.Discrete(num_actions))
         self.crash_once, self.stillborn = crash_once and Path(crash_once), stillborn
@@ -74,6 +74,8 @@ class Puppet(Base):
         truncated = {"left": what == TRUNCATE, "right": what in (TRUNCATE, ONE_TERMINATES)}
         if what in (TERMINATE, TRUNCATE):
             self.agents = []
+        if what == VANISH:
+            self.agents = ["left"]
         return observations, rewards, terminated, truncated, self.infos()
 
     def crash(self, what):
@@ -119,6 +121,109 @@ class Wanderers(Base):
         return self.observe(), rewards, terminated, truncated, self.infos()
 
 
+class Travellers(ParallelEnv):
+    """Unlike agents; who is there may leave in every step, by death or by its own time, and `late` comes at the third.
+    After eight steps, time is up for all that are left.
+
+    Args:
+        masks: where agents are told what they may do: `observation`, `info` or None. Some are told nothing at times.
+        continuous: actions.
+        returns: whether `early` comes back at the sixth step.
+    """
+
+    metadata: dict = {}  # noqa: RUF012
+    render_mode = None
+
+    SIZES: dict = {"late": 4, "early": 2, "always": 3}  # noqa: RUF012
+
+    def __init__(self, masks=None, continuous=False, returns=True):
+        self.possible_agents, self.masks, self.returns = ["late", "early", "always"], masks, returns
+        self.choices = {"late": [5], "early": [2, 4], "always": [3]}
+        vectors = {agent: gym.spaces.Box(-9, 9, (size,), np.float64) for agent, size in self.SIZES.items()}
+        self.actions = {
+            "late": gym.spaces.Discrete(5), "early": gym.spaces.MultiDiscrete([2, 4]), "always": gym.spaces.Discrete(3)
+        }  # fmt: skip
+        if continuous:
+            self.actions = {a: gym.spaces.Box(-1, 1, (1 + n,)) for n, a in enumerate(self.possible_agents)}
+        self.observations = vectors
+        if masks == "observation":
+            self.observations = {
+                agent: gym.spaces.Dict(
+                    {"observation": space, "action_mask": gym.spaces.MultiBinary(sum(self.choices[agent]))}
+                )
+                for agent, space in vectors.items()
+            }
+
+    def observation_space(self, agent):
+        return self.observations[agent]
+
+    def action_space(self, agent):
+        return self.actions[agent]
+
+    def state(self):
+        return np.array([self.t, len(self.agents)])
+
+    def reset(self, seed=None, options=None):
+        self.random, self.t, self.agents = np.random.default_rng(seed), 0, ["early", "always"]
+        return self.look(self.agents)
+
+    def look(self, agents):
+        """Observations and infos."""
+        self.allowed = {agent: self.draw_mask(agent) for agent in agents}
+        obs = {agent: self.random.normal(size=self.SIZES[agent]) for agent in agents}
+        infos = {agent: {} for agent in agents}
+        if self.masks == "observation":
+            obs = {agent: {"observation": x, "action_mask": self.allowed[agent]} for agent, x in obs.items()}
+        elif self.masks == "info":
+            for agent in agents:
+                if agent == "always" and self.t % 2:
+                    self.allowed[agent][:] = 1  # and it is told nothing
+                else:
+                    infos[agent]["action_mask"] = self.told(agent)
+        return obs, infos
+
+    def told(self, agent):
+        mask = self.allowed[agent]
+        return (mask[:2], mask[2:]) if agent == "early" else mask
+
+    def draw_mask(self, agent):
+        parts = [(self.random.random(n) < 0.6).astype(np.int8) for n in self.choices[agent]]
+        for part in parts:
+            part[self.random.integers(len(part))] = 1
+        return np.concatenate(parts)
+
+    def step(self, actions):
+        assert set(actions) == set(self.agents)
+        for agent, action in actions.items():
+            assert self.actions[agent].contains(action), (agent, action)
+            if self.masks:
+                starts = np.cumsum([0, *self.choices[agent][:-1]])
+                assert self.allowed[agent][starts + np.ravel(action)].all(), (agent, action)
+        self.t += 1
+        acted = self.agents
+        fate = {agent: self.random.random() for agent in acted}
+        died = {agent: x < 0.12 for agent, x in fate.items()}
+        cut = {agent: x > 0.88 or self.t == 8 for agent, x in fate.items()}
+        self.agents = [agent for agent in acted if not (died[agent] or cut[agent])]
+        come = {3: "late", 6: "early" if self.returns else None}.get(self.t)
+        if self.agents and come and come not in acted:
+            self.agents = [come, *self.agents]
+        obs, infos = self.look([*acted, *(agent for agent in self.agents if agent not in acted)])
+        rewards = {agent: float(np.sum(actions[agent])) + self.t for agent in acted}
+        return obs, rewards, died, cut, infos
+
+
+class Sloppy(Puppet):
+    """Leaves agents that ended among its agents, and says of them every time that they ended."""
+
+    def step(self, actions):
+        results = super().step(actions)
+        self.dead = getattr(self, "dead", set()) if self.t > 1 else set()
+        self.dead |= {agent for agent, died in results[2].items() if died}
+        results[2].update(dict.fromkeys(self.dead, True))
+        return results
+
+
 def aec_spread(**kwargs):
     """An AEC env, which PettingZoo converts."""
     from mpe2 import simple_spread_v3
@@ -126,10 +231,14 @@ def aec_spread(**kwargs):
     return simple_spread_v3.env(**kwargs)
 
 
-def turns():
-    from pettingzoo.classic import tictactoe_v3
+class TurnsInFloats(AECEnv):
+    """Turns, with actions that cannot be masked."""
 
-    return tictactoe_v3.env()
+    metadata: dict = {}  # noqa: RUF012
+    possible_agents = ("a", "b")
+
+    def action_space(self, agent):
+        return gym.spaces.Box(-1, 1, (2,))
 
 
 def with_spaces(observations=None, actions=None):
@@ -143,17 +252,36 @@ def with_spaces(observations=None, actions=None):
 
 
 class Masked(Puppet):
-    """Tells in infos what is allowed."""
+    """Tells in infos what is allowed, from the given step on.
+
+    Args:
+        size: of the mask.
+    """
+
+    def __init__(self, size=13, since=0):
+        super().__init__()
+        self.size, self.since = size, since
 
     def infos(self):
-        return {agent: {"action_mask": np.ones(12, np.int8)} for agent in self.possible_agents}
+        told = {"action_mask": np.ones(self.size, np.int8)} if self.t >= self.since else {}
+        return dict.fromkeys(self.possible_agents, told)
 
 
-class Late(Puppet):
-    """Begins with one agent."""
+class Absent(Puppet):
+    """Says that an agent is there, and nothing of what it observes; or that nobody is, or a stranger.
 
-    def observe(self, width=1):
-        return {"left": super().observe(width)["left"]}
+    Args:
+        agents: those that it says are there.
+    """
+
+    def __init__(self, agents=("left", "right")):
+        super().__init__()
+        self.say = list(agents)
+
+    def reset(self, seed=None, options=None):
+        obs, infos = super().reset(seed, options)
+        self.agents = self.say
+        return {"left": obs["left"]}, infos
 
 
 def not_an_env():

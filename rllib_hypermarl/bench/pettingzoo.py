@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import env as envs
-from ..envs.pettingzoo_copies import Task, make_copy
+from ..envs.pettingzoo_task import Task, make_copy
 from .measure import machine
 
 WORKERS = (1, 2)

@@ -218,7 +218,7 @@ class TeamPolicy(nn.Module):
             raise ObservationError("the memory is not finite")
 
     def _check_mask(self, mask: Tensor) -> None:
-        blocked = self.spec.actions.blocked(mask).nonzero()
+        blocked = self.spec.actions.blocked(self.net.allowed(mask)).nonzero()
         if len(blocked):
             agent, row = blocked[0].tolist()
             raise ObservationError(f"agent {self.spec.agents[agent]!r}: its action mask allows nothing (row {row})")

@@ -225,17 +225,28 @@ def _details(name: str) -> dict[str, Any]:
     spaces = {
         a: {"observation": str(made.observation_spaces[a]), "action": str(made.action_spaces[a])} for a in made.agents
     }
+    masks = made.reset(0).action_mask is not None
     made.close()
-    return {"agents": spaces, "max_episode_steps": made.max_episode_steps, "doc": _doc(made)}
+    return {
+        "agents": spaces, "action_masks": masks, "max_episode_steps": made.max_episode_steps, "doc": _doc(made),
+    }  # fmt: skip
 
 
 def _short_details(name: str) -> dict[str, Any]:
-    """With the number of agents in place of their names, and the spaces of the first one; or why there are none."""
+    """With the number of agents in place of their names, and the spaces of the first one, or of the first of each kind
+    where they differ; or why there are none."""
     try:
-        agents = _details(name)["agents"]
+        details = _details(name)
     except HyperMARLError as error:
         return {"not_available": str(error)}
-    return {"agents": len(agents), **next(iter(agents.values()))}
+    agents, masks = details["agents"], details["action_masks"]
+    kinds = {tuple(spaces.values()): agent for agent, spaces in reversed(agents.items())}
+    spaces = {agent: agents[agent] for agent in agents if agent in kinds.values()}
+    return {
+        "agents": len(agents),
+        **(next(iter(spaces.values())) if len(kinds) == 1 else {"unlike": spaces}),
+        **({"action_masks": True} if masks else {}),
+    }
 
 
 @app.command()

@@ -116,10 +116,14 @@ class TeamNet(nn.Module):
             if spec.actions.log_std != "generated":
                 rows = num_policies if spec.actions.log_std == "per_policy" else max(1, len(spec.groups))
                 self.log_std = nn.Parameter(torch.zeros(rows, len(spec.actions.low)))
-        used = None  # [N, 1, choices or dim], where agents' actions differ
+        used = own = None  # [N, 1, choices or dim], where agents' actions differ
         if spec.agent_actions is not None:
             used = torch.tensor([[spec.actions.used_by(actions)] for actions in spec.agent_actions])
+            own = torch.zeros_like(used)
+            for row, actions in zip(own[:, 0], spec.agent_actions, strict=True):
+                row[spec.actions.places_of(actions)] = True
         self.register_buffer("actions_used", used, persistent=False)
+        self.register_buffer("actions_filled", None if used is None else used & ~own, persistent=False)
         self.norms = nn.ModuleDict()  # of what heads read: `obs`, `state`; and of `value`s
         if spec.normalise_obs:
             self.norms["obs"] = RunningNorm(spec.reader("actor").in_dim, limit=_OBS_LIMIT)
@@ -273,13 +277,17 @@ class TeamNet(nn.Module):
             bounds = self.action_low, self.action_high
             return spec.distribution(inputs, self.agent_log_std(), *bounds, action_mask, used)
         if used is not None:
-            action_mask = used.expand(*inputs.shape) if action_mask is None else action_mask & used
+            action_mask = used.expand(*inputs.shape) if action_mask is None else self.allowed(action_mask)
         return spec.distribution(inputs, mask=action_mask)
 
     def policy_log_std(self) -> Tensor | None:
         """The policies' log standard deviations, `[1, dim]` or `[P, dim]`; None where the actor puts them out."""
         shared = self.log_std is not None and self.spec.actions.log_std == "shared"
         return self.log_std[self.group_of] if shared and self.spec.groups else self.log_std
+
+    def allowed(self, action_mask: Tensor) -> Tensor:
+        """A mask `[N, B, sum(choices)]` of discrete actions, whatever it says of what is beyond an agent's own ones."""
+        return action_mask if self.actions_used is None else (action_mask & self.actions_used) | self.actions_filled
 
     def agent_log_std(self) -> Tensor | None:
         """The agents' log standard deviations, `[1, dim]` or `[N, 1, dim]`; None where the actor puts them out."""

@@ -253,7 +253,8 @@ class BatchedEnvRunner(EnvRunner, Checkpointable):
             values = values.permute(1, 2, 0, *range(3, values.dim()))  # [T, E, N, ...]
             envs.check_finite(values, field, self.env.agents, self.env_name)
         if rollout.action_mask is not None:
-            envs.check_some_allowed(self.net.spec.actions.blocked(rollout.action_mask), self.env.agents, self.env_name)
+            blocked = self.net.spec.actions.blocked(self.net.allowed(rollout.action_mask.flatten(1, 2)))
+            envs.check_some_allowed(blocked.view_as(rollout.reward), self.env.agents, self.env_name)
         envs.check_finite(rollout.last_obs.permute(1, 0, 2)[None], "obs", self.env.agents, self.env_name)
         envs.check_finite(rollout.final_obs.permute(1, 0, 2)[None], "final_obs", self.env.agents, self.env_name)
 

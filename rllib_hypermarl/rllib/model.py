@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from ..env import choices_of
 from ..errors import ConfigError
 from ..nets import ActionSpec, HeadSpec, ModelSpec
 from ..nets.spec import encoder_of
+from ..spaces import choices_of
 from .policies import Patterns, map_agents
 
 if TYPE_CHECKING:

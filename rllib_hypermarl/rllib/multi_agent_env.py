@@ -13,6 +13,7 @@ Python: this is for compatibility, `HyperMARLConfig` is for speed.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +29,7 @@ from ray.rllib.utils.typing import AgentID
 from .. import env as envs
 from ..env import BatchedEnv, Step
 from ..errors import EnvError
+from ..spaces import action_shape, num_choices, places_of
 
 AgentDict = dict[AgentID, Any]
 
@@ -41,54 +43,128 @@ def _make(config: dict[str, Any], num_envs: int) -> BatchedEnv:
 
 
 class _Rows:
-    """Turns tensors `[E, N, ...]` into one dict per env, and back."""
+    """Turns tensors `[E, N, ...]` into one dict per env, and back.
 
-    def __init__(self, env: BatchedEnv):
+    Args:
+        first: any step of the env; it says whether there are action masks.
+    """
+
+    def __init__(self, env: BatchedEnv, first: Step):
         self.agents = env.agents
         self.name = type(env).__name__
         sizes = [env.observation_spaces[agent].shape[0] for agent in env.agents]
         self._sizes = sizes if len(set(sizes)) > 1 else None  # of observations, where they differ
         spaces = [env.action_spaces[agent] for agent in env.agents]
-        widths = [space.shape[0] if space.shape else 1 for space in spaces]
-        self._width = max(widths) if len(set(widths)) > 1 else None  # of actions, where they differ
+        self._action_shape = action_shape(spaces)
+        self._alike = all(space.shape == self._action_shape for space in spaces)
+        self._choices = None if first.action_mask is None else [places_of(space, spaces) for space in spaces]
+        self.action_spaces, self.observation_spaces = env.action_spaces, env.observation_spaces
+        if self._choices is not None:
+            self.observation_spaces = {
+                agent: gym.spaces.Dict(
+                    observations=space, action_mask=gym.spaces.Box(0.0, 1.0, (len(choices),), np.float32)
+                )
+                for (agent, space), choices in zip(env.observation_spaces.items(), self._choices, strict=True)
+            }
 
     def _by_agent(self, rows: Any) -> list[AgentDict]:
         return [dict(zip(self.agents, row, strict=True)) for row in rows]
 
-    def observations(self, obs: torch.Tensor) -> list[AgentDict]:
+    def first(self, step: Step, envs: list[int] | None = None) -> list[AgentDict]:
+        """Of some envs, or all, what there is to act on."""
+        obs, mask, alive = (
+            x if x is None or envs is None else x[envs] for x in (step.obs, step.action_mask, step.alive)
+        )
+        return self._only(alive, self._observations(obs, mask))
+
+    def _observations(self, obs: torch.Tensor, mask: torch.Tensor | None) -> list[AgentDict]:
         """Args: obs `[E, N, obs]`. The arrays are views into one copy: episodes keep them, envs may reuse theirs."""
         rows = np.array(obs.numpy(force=True), order="C")
-        if self._sizes is None:
-            return self._by_agent(rows)
-        return self._by_agent([[x[:size] for x, size in zip(row, self._sizes, strict=True)] for row in rows])
+        if self._sizes is not None:
+            rows = [[x[:size] for x, size in zip(row, self._sizes, strict=True)] for row in rows]
+        if self._choices is not None:
+            if mask is None:
+                mask = torch.ones(*obs.shape[:2], num_choices(self.action_spaces.values()))
+            rows = [
+                [
+                    {"observations": x, "action_mask": allowed[own]}
+                    for x, allowed, own in zip(*both, self._choices, strict=True)
+                ]
+                for both in zip(rows, mask.float().numpy(force=True), strict=True)
+            ]
+        return self._by_agent(rows)
 
-    def infos(self, count: int) -> list[AgentDict]:
-        return [{agent: {} for agent in self.agents} for _ in range(count)]
+    def _only(self, who: torch.Tensor | None, rows: list[AgentDict]) -> list[AgentDict]:
+        """What is of those agents. Args: who `[E, N]`; None: all."""
+        if who is None:
+            return rows
+        return [
+            {agent: x for (agent, x), there in zip(row.items(), flags, strict=True) if there}
+            for row, flags in zip(rows, who.tolist(), strict=True)
+        ]
 
-    def results(self, step: Step) -> tuple[list[AgentDict], ...]:
+    def results(self, step: Step, before: Step) -> tuple[list[AgentDict], ...]:
         """What RLlib wants to know of a step: where an episode ended, its last observation.
 
-        Ends stand under `__all__` alone. Where every single agent is said to be truncated, RLlib's episode becomes a
-        terminated one, and nothing is bootstrapped.
+        Ends of episodes stand under `__all__` alone. Where every single agent is said to be truncated, RLlib's episode
+        becomes a terminated one, and nothing is bootstrapped.
+
+        Raises:
+            EnvError: nobody is left, and the episode goes on.
         """
-        if step.alive is not None or step.action_mask is not None:
-            raise EnvError(f"{self.name}: agents that leave and masked actions are not offered to RLlib's runners")
+        ended = step.terminated | step.truncated
+        mask = step.action_mask
+        if mask is not None:  # of what ended it says nothing
+            mask = mask | ended.view(-1, 1, 1)
         terminated, truncated = (
             [{"__all__": end} for end in flags.tolist()] for flags in (step.terminated, step.truncated)
         )
         rewards = self._by_agent(step.reward.tolist())
-        return self.observations(step.final_obs), rewards, terminated, truncated, self.infos(len(rewards))
+        gone = step.departures(before)
+        if gone is None:
+            observations = self._observations(step.final_obs, mask)
+            return observations, rewards, terminated, truncated, self.infos(observations)
+        acted, died, cut = gone
+        if (idle := ~(acted & ~died & ~cut).any(dim=1) & ~ended).any():
+            raise EnvError(
+                f"{self.name}: all agents of copy {idle.nonzero()[0].item()} are gone, and its episode goes on; an "
+                "episode of RLlib's ends with its last agent"
+            )
+        joined = ~acted if step.alive is None else step.alive & ~acted
+        # Of those that died in the step in which time was up for all, RLlib wants a last observation, and reads none.
+        dead = died & step.truncated.unsqueeze(1)
+        final_obs = torch.where(dead.unsqueeze(-1), before.obs, step.final_obs)
+        present = (acted & ~died) | (joined & ~ended.unsqueeze(1)) | dead
+        if mask is not None:
+            mask = mask | cut.unsqueeze(-1)
+        for rows, flags in ((terminated, died), (truncated, cut)):
+            for e, n in flags.nonzero().tolist():
+                rows[e][self.agents[n]] = True
+        observations = self._only(present, self._observations(final_obs, mask))
+        return observations, self._only(acted, rewards), terminated, truncated, self.infos(observations)
+
+    def infos(self, observations: list[AgentDict]) -> list[AgentDict]:
+        return [{agent: {} for agent in row} for row in observations]
 
     def actions(self, rows: list[AgentDict]) -> torch.Tensor:
-        """Returns `[E, N]` or `[E, N, dim]`."""
-        found = [[row[agent] for agent in self.agents] for row in rows]
-        if self._width is not None:
-            found = [[np.pad(np.atleast_1d(x), (0, self._width - np.size(x))) for x in row] for row in found]
-        return torch.from_numpy(np.array(found))
+        """Returns `[E, N]` or `[E, N, dim]`; zeros where an agent does nothing."""
+        if self._alike and all(len(row) == len(self.agents) for row in rows):
+            return torch.from_numpy(np.array([[row[agent] for agent in self.agents] for row in rows]))
+        dtype = np.result_type(*(space.dtype for space in self.action_spaces.values()))
+        found = np.zeros((len(rows), len(self.agents), math.prod(self._action_shape)), dtype)
+        for e, row in enumerate(rows):
+            for n, agent in enumerate(self.agents):
+                if agent in row:
+                    found[e, n, : np.size(row[agent])] = np.ravel(row[agent])
+        return torch.from_numpy(found.reshape(*found.shape[:2], *self._action_shape))
 
 
 class BatchedMultiAgentEnv(MultiAgentEnv):
     """One copy of a batched env as an ordinary multi-agent env of RLlib's. Agents keep the batched env's order.
+
+    Where there are action masks, observations are `Dict(observations=..., action_mask=...)`, as in RLlib's examples.
+    Agents that die are terminated, and those that were truncated alone truncated; RLlib lets none of them come back in
+    the same episode.
 
     Args:
         config: `env`, a registered name, `module:Attr` or a class; the other keys are the env_config.
@@ -97,20 +173,21 @@ class BatchedMultiAgentEnv(MultiAgentEnv):
     def __init__(self, config: dict[str, Any]):
         self.env = _make(config, 1)
         self.agents, self.possible_agents = list(self.env.agents), list(self.env.agents)
-        self.observation_spaces, self.action_spaces = self.env.observation_spaces, self.env.action_spaces
+        self._next: Step | None = self.env.reset()  # the step that holds the first observation of an episode
+        self._rows = _Rows(self.env, self._next)
+        self.observation_spaces, self.action_spaces = self._rows.observation_spaces, self._rows.action_spaces
         super().__init__()
-        self._rows = _Rows(self.env)
-        self._next: Step | None = None  # the last step of an episode, which holds the first observation of the next
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[AgentDict, AgentDict]:
-        step = self.env.reset(seed) if seed is not None or self._next is None else self._next
+        self._before = self.env.reset(seed) if seed is not None or self._next is None else self._next
         self._next = None
-        return self._rows.observations(step.obs)[0], self._rows.infos(1)[0]
+        observations = self._rows.first(self._before)
+        return observations[0], self._rows.infos(observations)[0]
 
     def step(self, action_dict: AgentDict) -> tuple[AgentDict, AgentDict, AgentDict, AgentDict, AgentDict]:
-        step = self.env.step(self._rows.actions([action_dict]))
-        results = self._rows.results(step)
-        self._next = step if results[2][0]["__all__"] or results[3][0]["__all__"] else None
+        before, self._before = self._before, self.env.step(self._rows.actions([action_dict]))
+        results = self._rows.results(self._before, before)
+        self._next = self._before if results[2][0]["__all__"] or results[3][0]["__all__"] else None
         return tuple(rows[0] for rows in results)
 
     def close(self) -> None:
@@ -120,9 +197,9 @@ class BatchedMultiAgentEnv(MultiAgentEnv):
 class _SubEnv(MultiAgentEnv):
     """What RLlib asks the sub-envs of a vector env for: agents and spaces."""
 
-    def __init__(self, env: BatchedEnv):
-        self.agents, self.possible_agents = list(env.agents), list(env.agents)
-        self.observation_spaces, self.action_spaces = env.observation_spaces, env.action_spaces
+    def __init__(self, rows: _Rows):
+        self.agents, self.possible_agents = list(rows.agents), list(rows.agents)
+        self.observation_spaces, self.action_spaces = rows.observation_spaces, rows.action_spaces
         super().__init__()
 
 
@@ -137,24 +214,27 @@ class BatchedVectorEnv(VectorMultiAgentEnv):
     def __init__(self, config: dict[str, Any], num_envs: int):
         self.env = _make(config, num_envs)
         self.num_envs, self.metadata = num_envs, {"autoreset_mode": "same_step"}
-        self.envs = [_SubEnv(self.env)] * num_envs
-        self.single_observation_spaces, self.single_action_spaces = self.env.observation_spaces, self.env.action_spaces
+        self._rows = _Rows(self.env, self.env.reset())
+        self.envs = [_SubEnv(self._rows)] * num_envs
+        self.single_observation_spaces = self._rows.observation_spaces
+        self.single_action_spaces = self._rows.action_spaces
         self.single_observation_space = gym.spaces.Dict(list(self.single_observation_spaces.items()))
         self.single_action_space = gym.spaces.Dict(list(self.single_action_spaces.items()))
         self.first_observations: dict[int, AgentDict] = {}
         """Of the sub-envs that began a new episode in the last step."""
-        self._rows = _Rows(self.env)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[list[AgentDict], list[AgentDict]]:
         self.first_observations = {}
-        return self._rows.observations(self.env.reset(seed).obs), self._rows.infos(self.num_envs)
+        self._before = self.env.reset(seed)
+        observations = self._rows.first(self._before)
+        return observations, self._rows.infos(observations)
 
     def step(self, actions: list[AgentDict]) -> tuple[list[AgentDict], ...]:
-        step = self.env.step(self._rows.actions(actions))
-        ended = (step.terminated | step.truncated).nonzero().squeeze(1)
-        first = self._rows.observations(step.obs[ended])
-        self.first_observations = dict(zip(ended.tolist(), first, strict=True))
-        return self._rows.results(step)
+        before, step = self._before, self.env.step(self._rows.actions(actions))
+        self._before = step
+        ended = (step.terminated | step.truncated).nonzero().squeeze(1).tolist()
+        self.first_observations = dict(zip(ended, self._rows.first(step, ended), strict=True))
+        return self._rows.results(step, before)
 
     def close_extras(self, **kwargs: Any) -> None:
         self.env.close()

@@ -77,7 +77,7 @@ def values_and_advantages(net: TeamNet, rollout: Rollout, config: HyperMARLConfi
         return torch.zeros_like(advantage), advantage
     find_values = values_at_once if rollout.critic_memory is None else values_in_order
     value, last, final = find_values(net, rollout)
-    following = next_values(value, last, final, rollout.final_index)
+    following = next_values(value, last, final, rollout.final_index, ends[1])
     return value, gae(rollout.reward, value, following, *ends, config.gamma, config.lambda_)
 
 

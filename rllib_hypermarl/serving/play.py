@@ -19,6 +19,7 @@ from ..episodes import Episodes
 from ..errors import ConfigError, HyperMARLError
 from ..evaluation import play
 from ..nets import ActionSpec
+from ..spaces import choices_of
 from .client import Acted, TeamClient
 
 
@@ -58,7 +59,7 @@ def play_served(
         lost = step.forgets(before).expand(len(env.agents), -1).cpu().numpy()
         return {agent: np.where(lost[i, :, None], 0, acted.memory[agent]) for i, agent in enumerate(env.agents)}
 
-    choices = {agent: envs.choices_of(space) for agent, space in env.action_spaces.items()}
+    choices = {agent: choices_of(space) for agent, space in env.action_spaces.items()}
     own = {agent: ActionSpec(choices=found) for agent, found in choices.items() if found}
     team = ActionSpec.covering(list(own.values())) if own else None
     places = {agent: team.places_of(spec) for agent, spec in own.items()}

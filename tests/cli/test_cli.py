@@ -133,6 +133,22 @@ def test_envs_lists_names_and_shows_one(capfd):
     assert "paid 1/k" in shown["doc"]
 
 
+def test_envs_shows_one_agent_of_each_kind(capfd):
+    pytest.importorskip("mpe2")
+    from rllib_hypermarl.cli.app import _short_details
+
+    assert _short_details("pettingzoo/mpe2.simple_tag_v3") == {
+        "agents": 4,
+        "unlike": {
+            "adversary_0": {"observation": "Box(-inf, inf, (16,), float32)", "action": "Discrete(5)"},
+            "agent_0": {"observation": "Box(-inf, inf, (14,), float32)", "action": "Discrete(5)"},
+        },
+    }
+    assert run(["envs", "pettingzoo/classic.tictactoe_v3", "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["action_masks"] is True and list(shown["agents"]) == ["player_1", "player_2"]
+
+
 def test_inspect_shows_what_would_be_trained(capfd, tmp_path):
     path = write_config(tmp_path)
     assert run(["inspect", str(path), "policies={pair: [agent_3, agent_1], '*': own}", "--json"]) == 0

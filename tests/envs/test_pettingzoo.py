@@ -15,7 +15,7 @@ from rllib_hypermarl.envs.pettingzoo_copies import episode_seed
 
 from rllib_hypermarl import env as envs
 from tests import zoo
-from tests.envs.pettingzoo_reference import compare, random_actions, reference
+from tests.envs.pettingzoo_reference import compare, play, reference, turns_reference
 
 # name, arguments, whether episodes end by termination and by truncation, whether there is a flat state
 ENVS = [
@@ -29,8 +29,26 @@ ENVS = [
     ("sisl.pursuit_v5", {"n_pursuers": 3, "n_evaders": 2, "max_cycles": 8}, (False, True), False),
     ("classic.rps_v2", {"max_cycles": 4}, (False, True), False),
     ("tests.zoo:Wanderers", {}, (True, True), False),
+    # agents that differ
+    ("mpe2.simple_speaker_listener_v4", {"max_cycles": 6}, (False, True), True),
+    ("mpe2.simple_speaker_listener_v4", {"continuous_actions": True, "max_cycles": 5}, (False, True), True),
+    ("mpe2.simple_adversary_v3", {"max_cycles": 6}, (False, True), True),
+    ("mpe2.simple_tag_v3", {"max_cycles": 6}, (False, True), True),
+    ("mpe2.simple_crypto_v3", {"max_cycles": 6}, (False, True), True),
+    ("mpe2.simple_world_comm_v3", {"max_cycles": 6}, (False, True), True),
+    # agents that come and go
+    ("butterfly.knights_archers_zombies_v11", {"line_death": True, "max_cycles": 115}, (False, True), False),
+    ("tests.zoo:Travellers", {}, (True, True), True),
+    ("tests.zoo:Travellers", {"continuous": True}, (True, True), True),
+    # and are told what they may do
+    ("tests.zoo:Travellers", {"masks": "observation"}, (True, True), True),
+    ("tests.zoo:Travellers", {"masks": "info"}, (True, True), True),
 ]
-IDS = [f"{name}{'-continuous' if 'continuous_actions' in kwargs else ''}" for name, kwargs, _, _ in ENVS]
+IDS = ["-".join([name, *(f"{key}={kwargs[key]}" for key in kwargs if key.startswith(("cont", "masks")))])
+       for name, kwargs, *_ in ENVS]  # fmt: skip
+GAMES = ["tictactoe_v3", "connect_four_v3"]
+STEPS = 30
+FORGETFUL = "butterfly.knights"  # in whose weapons something of the last episode is left
 
 
 def make(name, num_envs=2, **env_config):
@@ -57,38 +75,61 @@ def original(name, kwargs):
 # --------------------------------------------------------------------------------------------------- same as PettingZoo
 
 
+def equals_pettingzoo(env, name, kwargs, with_state, seed):
+    """Returns what `compare` counts."""
+    actions, steps = play(env, seed, 4 * STEPS if name.startswith(FORGETFUL) else STEPS)
+    check = envs.StepCheck(env, name)
+    for step in steps:
+        check(step)
+    masked, anew = bool(kwargs.get("masks")), not name.startswith(FORGETFUL)
+    return compare(steps, reference(original(name, kwargs), seed, actions, with_state, masked, anew))
+
+
 @pytest.mark.parametrize(("name", "kwargs", "ends", "with_state"), ENVS, ids=IDS)
 def test_equals_pettingzoo_step_by_step(name, kwargs, ends, with_state):
     env = make(name, **kwargs)
-    seen = np.zeros(2, dtype=int)
+    seen, examples = np.zeros(3, dtype=int), 1 if name.startswith(FORGETFUL) else 3
     assert (env.state_space is not None) == with_state
 
-    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
-    @given(seed=st.integers(0, 2**31 - 1), actions_seed=st.integers(0, 2**31 - 1))
-    def check(seed, actions_seed):
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @given(seed=st.integers(0, 2**31 - 1))
+    def check(seed):
         nonlocal seen
-        actions = random_actions(env, 20, actions_seed)
-        seen += compare(env, seed, actions, reference(original(name, kwargs), seed, actions, with_state))
+        seen += equals_pettingzoo(env, name, kwargs, with_state, seed)
 
     check()
-    assert tuple(seen > 0) == ends
+    assert tuple(seen[:2] > 0) == ends
+    assert (seen[2] > 0) == (name.startswith("butterfly") or name.endswith("Travellers"))
     env.close()
+
+
+@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_equals_pettingzoo_turn_by_turn(name, seed):
+    """Against PettingZoo's AEC interface, not against its conversion."""
+    env = make(f"classic.{name}", num_envs=3)
+    actions, steps = play(env, seed, 60)
+    game = importlib.import_module(f"pettingzoo.classic.{name}").env
+    ended, cut, absent = compare(steps, turns_reference(game, seed, actions))
+    assert ended >= 3 and not cut and not absent
+    assert any(step.reward.any() for step in steps)
+    for step in steps:  # one of them moves, the other has one thing to do
+        assert (step.action_mask[..., 1:].any(-1).sum(1) <= 1).all() and step.action_mask.any(-1).all()
 
 
 def test_with_workers():
-    name, kwargs, _, with_state = ENVS[1]
-    env = make(name, num_envs=5, num_workers=2, **kwargs)
-    for seed in (0, 7):
-        actions = random_actions(env, 20, seed)
-        assert compare(env, seed, actions, reference(original(name, kwargs), seed, actions, with_state)) == [0, 10]
-    env.close()
+    for name, kwargs, _, with_state in (ENVS[1], ENVS[-1]):
+        env = make(name, num_envs=5, num_workers=2, **kwargs)
+        for seed in (0, 7):
+            equals_pettingzoo(env, name, kwargs, with_state, seed)
+        env.close()
 
 
 def test_an_aec_env_equals_its_own_agents_steps():
     """Against PettingZoo's loop over agents, not against its conversion."""
     env = make("tests.zoo:aec_spread", num_envs=1, max_cycles=4)
-    actions = random_actions(env, 6, 0)
-    aec, step = zoo.aec_spread(max_cycles=4), env.reset(3)
+    actions, (step, *steps) = play(env, 3, 6)
+    aec = zoo.aec_spread(max_cycles=4)
     for t in range(6):
         if t % 4 == 0:
             aec.reset(seed=episode_seed(3, 0, t // 4))
@@ -96,7 +137,7 @@ def test_an_aec_env_equals_its_own_agents_steps():
         for n, agent in enumerate(aec.agents):
             assert (aec.agent_selection, agent) == (agent, env.agents[n])
             aec.step(actions[t, 0, n])
-        step = env.step(torch.from_numpy(actions[t]))
+        step = steps[t]
         np.testing.assert_array_equal(step.final_obs[0], [aec.observe(agent) for agent in env.agents])
         np.testing.assert_array_equal(step.reward[0], np.float32([aec.rewards[agent] for agent in env.agents]))
         assert bool(step.truncated) == all(aec.truncations.values()) == (t == 3)
@@ -117,16 +158,8 @@ def test_wrappers_are_supersuit_s():
         return supersuit.agent_indicator_v0(stacked)
 
     assert env.observation_spaces["agent_0"].shape == (3 * 18 + 3,)
-    actions = random_actions(env, 8, 1)
-    compare(env, 5, actions, reference(wrapped, 5, actions, True))
-
-
-def test_padding_makes_unlike_agents_alike():
-    pad = {"wrappers": ["pad_observations_v0", "pad_action_space_v0"]}
-    env = make("mpe2.simple_speaker_listener_v4", **pad)
-    assert env.agents == ("speaker_0", "listener_0")
-    assert {space.shape for space in env.observation_spaces.values()} == {(11,)}
-    envs.StepCheck(env, "padded")(env.reset(0))
+    actions, steps = play(env, 5, 8)
+    compare(steps, reference(wrapped, 5, actions, True))
 
 
 def test_pictures_become_vectors_when_asked_to():
@@ -195,16 +228,16 @@ def test_actions_arrive_as_the_space_has_them(space, monkeypatch):
 
 def test_same_seed_same_episodes_also_after_others():
     env = make("tests.zoo:Wanderers", num_envs=4)
-    actions = random_actions(env, 30, 0)
+    actions, _ = play(env, 0, 30)
 
-    def play(seed):
+    def played(seed):
         steps = [env.reset(seed), *(env.step(torch.from_numpy(a)) for a in actions)]
         return torch.stack([step.final_obs for step in steps])
 
-    first = play(3)
-    assert not torch.equal(first, play(4))
-    assert not torch.equal(first, play(None))
-    assert torch.equal(first, play(3))
+    first = played(3)
+    assert not torch.equal(first, played(4))
+    assert not torch.equal(first, played(None))
+    assert torch.equal(first, played(3))
     assert len({tuple(row) for row in first[0].flatten(1).tolist()}) == 4  # copies differ
 
 
@@ -220,25 +253,44 @@ def test_seeds_of_episodes_are_valid_and_differ(keys):
     assert all(0 <= seed < 2**31 for seed in seeds) and len(seeds) >= len(keys) - 1
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_agents_that_ended_but_stay_in_agents_are_gone(num_workers):
+    env = make("tests.zoo:Sloppy", num_envs=3, num_workers=num_workers)
+    env.reset(0)
+    step = do(env, zoo.GO_ON, zoo.ONE_DIES, zoo.ONE_TERMINATES)
+    assert step.reward.tolist() == [[1.0, -0.5]] * 3
+    assert step.alive.tolist() == [[True, True], [False, True], [True, True]]
+    assert step.final_alive.tolist() == [[True, True], [False, True], [False, True]]  # then, right's time is up
+    assert step.truncated.tolist() == [False, False, True] and not step.terminated.any()
+    assert step.obs[..., 1].tolist() == [[1, -1], [0, -1], [0, 0]]
+    assert step.final_obs[..., 1].tolist() == [[1, -1], [0, -1], [0, -1]]
+    step = do(env, zoo.GO_ON, zoo.GO_ON, zoo.GO_ON)
+    assert step.reward.tolist() == [[2.0, -0.5], [0.0, -0.5], [1.0, -0.5]]
+    assert step.alive.tolist() == step.final_alive.tolist() == [[True, True], [False, True], [True, True]]
+    step = do(env, zoo.GO_ON, zoo.TRUNCATE, zoo.GO_ON)
+    assert step.truncated.tolist() == [False, True, False]
+    assert step.alive.all() and step.final_alive.tolist() == [[True, True], [False, True], [True, True]]
+    assert do(env, zoo.GO_ON, zoo.GO_ON, zoo.GO_ON).alive is None
+    env.close()
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
-DISCRETE, PICTURE = gym.spaces.Discrete, gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-MASKED = gym.spaces.Dict({"observation": gym.spaces.Box(0, 1, (2,)), "action_mask": gym.spaces.MultiBinary(12)})
+DISCRETE, PICTURE, BOX = gym.spaces.Discrete, gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Box(0, 1, (2,))
+MASKED = gym.spaces.Dict({"observation": BOX, "action_mask": gym.spaces.MultiBinary(9)})
 
 
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
         ("mpe2.simple_spread_v3", {"n_agents": 4}, "unexpected keyword argument 'n_agents'"),
-        ("mpe2.simple_tag_v3", {}, "unlike observation spaces are not supported yet: adversary_0 has .* agent_0 has"),
-        ("tests.zoo:with_spaces", {"actions": DISCRETE(3)}, r"unlike action .* left has .*12\), right has .*\(3\)"),
+        ("tests.zoo:with_spaces", {"actions": BOX}, r"left \(Discrete\(13\)\) and right \(Box.* all continuous or all"),
         ("tests.zoo:with_spaces", {"actions": DISCRETE(3, start=1)}, "actions of right are .* supported are"),
         ("tests.zoo:with_spaces", {"observations": PICTURE}, "right observes pictures, .*flatten_v0, in `wrappers`"),
-        ("tests.zoo:with_spaces", {"observations": MASKED}, r"action masks \(in observations\) are not supported yet"),
-        ("tests.zoo:Masked", {}, r"action masks \(in infos\) are not supported yet"),
-        ("tests.zoo:Late", {}, "agents that join later are not supported yet: right is not there at reset"),
-        ("tests.zoo:turns", {}, "agents act in turns"),
+        ("tests.zoo:with_spaces", {"observations": MASKED}, "mask of right has 9 entries, its actions are"),
+        ("tests.zoo:Masked", {"size": 9}, r"the action mask of left has 9 entries, its actions are Discrete\(13\)"),
+        ("tests.zoo:TurnsInFloats", {}, "agents act in turns, and actions of a are Box"),
         ("tests.zoo:not_an_env", {}, "not_an_env returns .*, which is neither a ParallelEnv nor an AECEnv"),
         ("tests.zoo:Puppet", {"wrappers": ["frame_stack_v0"]}, "frame_stack_v0 is now deprecated, use frame_stack_v1"),
         ("tests.zoo:Puppet", {"wrappers": ["frame_stakc_v1"]}, "wrappers: 'frame_stakc_v1': cannot import"),
@@ -258,8 +310,29 @@ def test_what_is_refused(name, config, message):
 
 
 def test_a_worker_refuses_as_well():
-    with pytest.raises(envs.UnknownEnvError, match="agents that join later are not supported yet: right"):
-        make("tests.zoo:Late", num_workers=1)
+    with pytest.raises(envs.UnknownEnvError, match="the action mask of left has 9 entries"):
+        make("tests.zoo:Masked", size=9, num_workers=1)
+
+
+@pytest.mark.parametrize(
+    ("agents", "message"),
+    [
+        (("left", "right"), "copy 0: no observation of right, which is among the env's agents"),
+        (("left", "nobody"), "copy 0: nobody is among the env's agents, but not among its possible_agents"),
+        ((), "copy 0: an episode begins without agents"),
+    ],
+)
+def test_agents_that_are_not_there_as_they_should_be(agents, message):
+    with pytest.raises(envs.EnvError, match=message):
+        make("tests.zoo:Absent", agents=agents).reset(0)
+
+
+def test_masks_that_come_late_are_not_passed_over():
+    env = make("tests.zoo:Masked", since=2)
+    env.reset(0)
+    do(env, zoo.GO_ON, zoo.GO_ON)
+    with pytest.raises(envs.EnvError, match="infos have action masks, but those of the first reset had none"):
+        do(env, zoo.GO_ON, zoo.GO_ON)
 
 
 def test_states_that_are_no_vectors_are_used_when_asked_for():
@@ -270,9 +343,8 @@ def test_states_that_are_no_vectors_are_used_when_asked_for():
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (zoo.ONE_DIES, "copy 1: left ended before others did: agents that die or leave are not supported yet"),
-        (zoo.ONE_TERMINATES, "copy 1: left ended before others did"),
-        (zoo.FORGET, "copy 1: no observation of right: agents that die or leave are not supported yet"),
+        (zoo.VANISH, "copy 1: right is among the env's agents no more, but neither terminated nor truncated"),
+        (zoo.FORGET, "copy 1: no observation of right, which is among the env's agents"),
         (zoo.RAISE, r"copy 1, raised in step\(\): RuntimeError: the string\s+broke \(.*zoo.py:\d+\)"),
         (zoo.WIDEN, r"copy 1, raised in step\(\): ValueError: cannot reshape array"),
     ],

@@ -73,6 +73,51 @@ def test_where_nothing_is_allowed_in_some_component():
     assert spec.blocked(mask.view(2, 2, 5)).shape == (2, 2)
 
 
+UNLIKE = {
+    "single": (ActionSpec(choices=(3,)), ActionSpec(choices=(6,)), ActionSpec(choices=(2,))),
+    "several": (ActionSpec(choices=(3,)), ActionSpec(choices=(2, 4)), ActionSpec(choices=(5, 1, 3))),
+    "alike": (ActionSpec(choices=(4,)),) * 3,
+    "alike, several": (ActionSpec(choices=(2, 3, 4)),) * 3,
+}
+MASKS = 10_000
+
+
+@pytest.mark.parametrize("own", UNLIKE.values(), ids=UNLIKE)
+def test_ten_thousand_masks_for_unlike_agents(own):
+    """Each agent with masks of its own, drawn from sparse to full, padded ones with garbage where it has no choices."""
+    spec, generator = ActionSpec.covering(own), torch.Generator().manual_seed(0)
+    unlike = None if len(set(own)) == 1 else own
+    heads = {"actor": HeadSpec(3, spec.head_dim, (8,), out_gain=30.0)}
+    net = TeamNet(ModelSpec(("a", "b", "c"), (0, 1, 2), heads, actions=spec, agent_actions=unlike))
+    density = torch.linspace(0, 1, MASKS).view(1, -1, 1)
+    mask = torch.rand(3, MASKS, sum(spec.choices), generator=generator) < density
+    allowed = torch.zeros_like(mask)
+    for n, mine in enumerate(own):
+        places, start = spec.places_of(mine), 0
+        for count in mine.choices:  # one that is the agent's own, for sure
+            sure = torch.tensor(places[start : start + count])[torch.randint(count, (MASKS,), generator=generator)]
+            mask[n, torch.arange(MASKS), sure] = True
+            start += count
+        allowed[n][:, places] = mask[n][:, places]
+        lacked = sorted({i for i, used in enumerate(spec.used_by(mine)) if used} - set(places))
+        allowed[n][:, lacked] = True  # the only thing to do with a component that it does not have
+
+    obs = torch.randn(3, MASKS, 3, generator=generator)
+    dist = net.policy(obs, net.generate(), mask)
+    components = list(zip(parts_of(dist), allowed.split(spec.choices, dim=-1), strict=True))
+    for part, may in components:
+        assert (part.log_probs.exp()[~may] == 0).all()
+        torch.testing.assert_close(part.log_probs.exp().sum(-1), torch.ones(3, MASKS))
+    for i in range(3):
+        actions = dist.sample(torch.Generator().manual_seed(i)) if i else dist.mode()
+        for action, (_, may) in zip(actions.reshape(3, MASKS, -1).unbind(-1), components, strict=True):
+            assert may.gather(-1, action.unsqueeze(-1)).all()
+    log_prob, entropy = dist.log_prob(actions), dist.entropy()
+    assert torch.isfinite(log_prob).all() and (log_prob < 1e-6).all() and (entropy > -1e-5).all()
+    (log_prob.sum() + entropy.sum()).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
 def test_a_team_s_policies_take_masks():
     spec = ActionSpec(choices=(4,))
     net = TeamNet(ModelSpec(("a", "b"), (0, 1, 1), {"actor": HeadSpec(3, 4, (8,))}, actions=spec))

@@ -68,8 +68,11 @@ def test_a_rollout_says_who_acted_and_who_died_and_nothing_of_the_others(rollout
         assert torch.isfinite(x).all()
 
 
-def test_a_death_ends_an_agent_s_return_and_time_does_not(rollout):
-    algo = build()
+@pytest.mark.parametrize("cuts", [0.0, 0.2])
+def test_a_death_ends_an_agent_s_return_and_time_does_not(cuts):
+    algo = build({"cuts": cuts})
+    rollout = algo.env_runner.sample()
+    assert rollout.cut.any() == (cuts > 0) and not (rollout.cut & rollout.died).any()
     learner = algo.learner_group._learner
     value, advantage = learner._values_and_advantages(rollout)
     net = algo.env_runner.net
@@ -79,7 +82,7 @@ def test_a_death_ends_an_agent_s_return_and_time_does_not(rollout):
     final[:, rollout.final_index] = net.value(rollout.final_obs, None, generated).detach()
     final = final.view_as(value)
     for n in range(len(AGENTS)):
-        ends = rollout.terminated | rollout.died[n], rollout.truncated
+        ends = rollout.terminated | rollout.died[n], rollout.truncated | rollout.cut[n]
         one = slice(n, n + 1)
         expected = oracle.advantages(rollout.reward[one], value[one], last[one], final[one], *ends, 0.99, 0.95)[0]
         here = rollout.alive[n]

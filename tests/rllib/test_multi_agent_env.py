@@ -1,6 +1,5 @@
 """Batched envs behind RLlib's own APIs: the same trajectories, and stock PPO trains on them."""
 
-import dataclasses
 from collections import Counter
 from typing import ClassVar
 
@@ -10,11 +9,14 @@ import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from rllib_hypermarl.envs.pettingzoo_copies import episode_seed
 
 from rllib_hypermarl import env as envs
+from rllib_hypermarl import stock_module_spec
 from rllib_hypermarl.errors import EnvError
 from rllib_hypermarl.rllib.multi_agent_env import BatchedMultiAgentEnv, BatchedVectorEnv, BatchedVectorEnvRunner
-from tests.faulty_envs import GoodEnv
+from tests import zoo
+from tests.mortal_env import MortalEnv
 
 GAME = {"env": "games/specialisation", "n_agents": 3, "horizon": 4}
 # Food this large is often eaten before time is up, and not in all envs at once: ends of both kinds, staggered.
@@ -139,23 +141,144 @@ def test_a_new_episode_does_not_rewrite_the_observations_of_the_last_one():
         assert_equal(row, copy)
 
 
-class Leavers(GoodEnv):
-    """Tells which agents are alive, or what they may do."""
+TRAVELLERS = {"env": "pettingzoo/tests.zoo:Travellers", "returns": False}
 
-    def __init__(self, *args, field, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.field = field
+
+class Plain:
+    """One copy of `Travellers`, as RLlib should see it, made of what PettingZoo itself says."""
+
+    def __init__(self, masks, copy, seed):
+        self.env, self.masks, self.copy, self.seed, self.episode = (
+            zoo.Travellers(masks, returns=False),
+            masks,
+            copy,
+            seed,
+            0,
+        )
+        self.rng, self.counts = np.random.default_rng(copy), Counter()
+
+    def reset(self):
+        obs, _ = self.env.reset(seed=episode_seed(self.seed, self.copy, self.episode))
+        self.episode += 1
+        return self.told(obs, self.env.agents)
+
+    def told(self, obs, agents):
+        """With their masks those that go on; the others may do anything, as they will do nothing."""
+        self.seen = self._told(obs, agents)
+        return dict(self.seen)
+
+    def _told(self, obs, agents):
+        if self.masks is None:
+            return {agent: np.float32(obs[agent]) for agent in agents}
+        vectors = {a: np.float32(obs[a]["observation"] if self.masks == "observation" else obs[a]) for a in agents}
+        masks = {a: self.env.allowed[a] if a in self.env.agents else np.ones_like(self.env.allowed[a]) for a in agents}
+        return {a: {"observations": vectors[a], "action_mask": np.float32(masks[a])} for a in agents}
+
+    def act(self):
+        """An action that is allowed, for everybody that is there."""
+        actions = {}
+        for agent in self.env.agents:
+            mask = self.env.allowed[agent] if self.masks else np.ones(sum(self.env.choices[agent]))
+            parts = np.split(mask, np.cumsum(self.env.choices[agent])[:-1])
+            chosen = [self.rng.choice(np.flatnonzero(part)) for part in parts]
+            actions[agent] = np.array(chosen) if len(chosen) > 1 else chosen[0]
+        return actions
 
     def step(self, actions):
-        return dataclasses.replace(super().step(actions), **{self.field: torch.ones(self.num_envs, 2)})
+        """What RLlib is told, and the first observations of the next episode, if this was the last step of one."""
+        acted = self.env.agents
+        seen, (obs, rewards, died, cut, _) = self.seen, self.env.step(actions)
+        dead = [agent for agent in acted if died[agent]]
+        over, all_dead = not self.env.agents, len(dead) == len(acted)
+        terminated = {"__all__": over and all_dead} | dict.fromkeys([] if over and all_dead else dead, True)
+        alone = [agent for agent in acted if cut[agent] and not died[agent] and not over]
+        truncated = {"__all__": over and not all_dead} | dict.fromkeys(alone, True)
+        present = {*acted, *self.env.agents} - set([] if over and all_dead else dead)
+        result = self.told(obs, present), rewards, terminated, truncated
+        if over and not all_dead:  # RLlib wants some last observation of all
+            for agent in dead:
+                result[0][agent] = seen[agent]
+                if self.masks:
+                    result[0][agent] = seen[agent] | {"action_mask": np.ones_like(seen[agent]["action_mask"])}
+        self.counts.update(died=len(dead), cut=len(alone), over=over, came=len(set(self.env.agents) - set(acted)))
+        return result, self.reset() if over else None
 
 
-@pytest.mark.parametrize("field", ["action_mask", "alive"])
-def test_what_rllib_would_not_be_told_is_refused(field):
-    env = BatchedMultiAgentEnv({"env": Leavers, "field": field})
-    env.reset()
-    with pytest.raises(EnvError, match="Leavers: agents that leave and masked actions are not offered"):
-        env.step(dict.fromkeys(env.possible_agents, 0))
+def assert_told(found, expected):
+    assert set(found) == set(expected)
+    for agent, value in expected.items():
+        for x, y in zip(*(v.values() if isinstance(v, dict) else [v] for v in (found[agent], value)), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def assert_same_step(found, expected):
+    assert_told(found[0], expected[0])
+    assert found[1] == pytest.approx(expected[1])
+    assert tuple(found[2:4]) == expected[2:]
+    assert found[4] == {agent: {} for agent in expected[0]}
+
+
+@pytest.mark.parametrize("masks", ["observation", "info", None])
+def test_one_copy_s_agents_come_and_go_as_pettingzoo_s(masks):
+    single, plain = BatchedMultiAgentEnv(TRAVELLERS | {"masks": masks}), Plain(masks, 0, 5)
+    assert_told(single.reset(seed=5)[0], plain.reset())
+    for _ in range(80):
+        actions = plain.act()
+        found, (expected, first) = single.step(actions), plain.step(actions)
+        assert_same_step(found, expected)
+        for agent, observation in found[0].items():
+            assert single.get_observation_space(agent).contains(observation)
+        if first is not None:
+            assert_told(single.reset()[0], first)
+    assert min(plain.counts.values()) > 2
+    single.close()
+
+
+@pytest.mark.parametrize("masks", ["observation", None])
+def test_a_vector_env_s_agents_come_and_go_as_pettingzoo_s(masks):
+    vector, plain = BatchedVectorEnv(TRAVELLERS | {"masks": masks}, 3), [Plain(masks, e, 5) for e in range(3)]
+    for found, env in zip(vector.reset(seed=5)[0], plain, strict=True):
+        assert_told(found, env.reset())
+    for _ in range(60):
+        actions = [env.act() for env in plain]
+        found = vector.step(actions)
+        for e, env in enumerate(plain):
+            expected, first = env.step(actions[e])
+            assert_same_step([column[e] for column in found], expected)
+            assert (e in vector.first_observations) == (first is not None)
+            if first is not None:
+                assert_told(vector.first_observations[e], first)
+    assert min(sum((env.counts for env in plain), Counter()).values()) > 2
+    vector.close()
+
+
+def test_an_episode_that_nobody_is_left_in_is_refused():
+    env = BatchedMultiAgentEnv({"env": MortalEnv, "deaths": 1.0})
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(EnvError, match="MortalEnv: all agents of copy 0 are gone, and its episode goes on"):
+        env.step(dict.fromkeys(observation, 0))
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("runner", [None, BatchedVectorEnvRunner], ids=["one_env_each", "vector"])
+@pytest.mark.parametrize("masks", ["info", None])
+def test_our_networks_train_in_stock_rllib_on_agents_that_come_and_go(runner, masks):
+    """The env refuses what is not allowed, and actions of those that are not there."""
+    config = stock(TRAVELLERS | {"masks": masks}, runner)
+    env = BatchedMultiAgentEnv(config.env_config)
+    networks = {"actor_hidden": [8], "critic_hidden": [8], "hypernet_hidden": [8], "seed": 0}
+    spec = stock_module_spec(env.possible_agents, env.observation_spaces, env.action_spaces, **networks)
+    config.environment(disable_env_checking=True)  # the check ignores masks
+    algo = config.rl_module(rl_module_spec=spec).build_algo()
+    for _ in range(2):
+        result = algo.train()
+    assert set(result["env_runners"]["agent_episode_returns_mean"]) == {"late", "early", "always"}
+    assert np.isfinite(result["learners"]["early"]["total_loss"])
+    algo.stop()
+    ends = [single for chain in Recorder.episodes.values() for episode in chain
+            for single in episode.agent_episodes.values()]  # fmt: skip
+    assert all(single.is_terminated or single.is_truncated for single in ends)
+    assert any(single.is_terminated for single in ends) and any(single.is_truncated for single in ends)
 
 
 # ------------------------------------------------------------------------------------------------------ stock training
