@@ -12,6 +12,7 @@ from rllib_hypermarl.errors import EnvError
 from rllib_hypermarl.losses import PPOLossConfig, standardise
 from rllib_hypermarl.nets import SHARING
 from rllib_hypermarl.rllib.learner import _rows
+from rllib_hypermarl.rllib.sequences import values_and_advantages
 from rllib_hypermarl.rollout import join, split
 from tests import oracle
 from tests.helpers import weights
@@ -74,7 +75,7 @@ def test_a_death_ends_an_agent_s_return_and_time_does_not(cuts):
     rollout = algo.env_runner.sample()
     assert rollout.cut.any() == (cuts > 0) and not (rollout.cut & rollout.died).any()
     learner = algo.learner_group._learner
-    value, advantage = learner._values_and_advantages(rollout)
+    value, advantage = values_and_advantages(learner.net, rollout, learner.config)
     net = algo.env_runner.net
     generated = net.generate("critic")
     last = net.value(rollout.last_obs, None, generated)
@@ -95,7 +96,7 @@ def test_a_death_ends_an_agent_s_return_and_time_does_not(cuts):
 def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, sharing, critic):
     algo = build(sharing=sharing, critic=critic)
     learner = algo.learner_group._learner
-    value, advantage = learner._values_and_advantages(rollout)
+    value, advantage = values_and_advantages(learner.net, rollout, learner.config)
     net, here = learner.net, rollout.alive.flatten(1, 2)
     generated = net.generate()
     obs, actions = rollout.obs.flatten(1, 2), rollout.actions.flatten(1, 2)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rllib_hypermarl import BatchedEnv, HyperMARLConfig, Step
+from rllib_hypermarl.rllib.sequences import values_and_advantages
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 LENGTH = 5
@@ -59,7 +60,7 @@ def test_advantages_bootstrap_from_the_final_state(with_state):
     algo = build(with_state=with_state)
     rollout = algo.env_runner.sample()
     learner = algo.learner_group._learner
-    value, advantage = learner._values_and_advantages(rollout)
+    value, advantage = values_and_advantages(learner.net, rollout, learner.config)
     net, gamma, lam = learner.net, algo.config.gamma, algo.config.lambda_
     weights = net.generate("critic")
 

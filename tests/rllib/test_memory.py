@@ -16,7 +16,7 @@ from rllib_hypermarl.metrics import snd
 from rllib_hypermarl.nets import SHARING, TeamNet, transfer
 from rllib_hypermarl.rllib.env_runner import BatchedEnvRunner
 from rllib_hypermarl.rllib.learner import _rows
-from rllib_hypermarl.rllib.sequences import Sequences
+from rllib_hypermarl.rllib.sequences import Sequences, values_and_advantages
 from rllib_hypermarl.rollout import Rollout, gae, join, split
 from tests import oracle
 from tests.restless_env import RestlessEnv
@@ -77,7 +77,7 @@ def critic_input(net, obs, state):
 
 def minibatch_of(learner, rollout, chosen=None):
     """Rows of the chosen sequences as the learner makes them; with their indices, and the values before."""
-    value, advantage = learner._values_and_advantages(rollout)
+    value, advantage = values_and_advantages(learner.net, rollout, learner.config)
     sequences = Sequences.of(rollout)
     index = sequences.rows(torch.randperm(sequences.count) if chosen is None else torch.tensor(chosen))
     rows = {key: x.index_select(1, index) for key, x in _rows(rollout, value, advantage).items()}
@@ -141,7 +141,7 @@ def test_values_go_through_a_rollout_in_order_and_know_what_came_before_a_cut(op
     runner.sample()
     net, rollout = learner.net.double(), double(runner.sample())
     lost = lost_of(rollout)
-    value, _ = learner._values_and_advantages(rollout)
+    value, _ = values_and_advantages(learner.net, rollout, learner.config)
     read = critic_input(net, rollout.obs, rollout.state)
     expected, states = oracle.recall_all(net, "critic", read, rollout.critic_memory[:, :1], lost)
     torch.testing.assert_close(value, expected.squeeze(-1), rtol=1e-10, atol=1e-10)
@@ -162,7 +162,7 @@ def test_values_go_through_a_rollout_in_order_and_know_what_came_before_a_cut(op
             next_value[n, t, e] = oracle.recall(net, "critic", n, following["final"][n, f], states[n, t, e])[0]
     ends = rollout.ends()
     here = torch.ones_like(lost) if rollout.alive is None else rollout.alive
-    _, advantage = learner._values_and_advantages(rollout)
+    _, advantage = values_and_advantages(learner.net, rollout, learner.config)
     expected = gae(rollout.reward, value, next_value, *ends, 0.99, 0.95)
     torch.testing.assert_close(advantage[here], expected[here], rtol=1e-9, atol=1e-9)
 

@@ -10,6 +10,7 @@ from rllib_hypermarl.errors import ConfigError
 from rllib_hypermarl.nets import SHARING
 from rllib_hypermarl.rllib import checkpoints
 from rllib_hypermarl.rllib.env_runner import BatchedEnvRunner
+from rllib_hypermarl.rllib.sequences import values_and_advantages
 from tests import oracle
 from tests.helpers import weights
 from tests.teams import EVALUATING, act, actor_of, adam, build, goes_on_from, learner, runners_agree, sides
@@ -194,7 +195,7 @@ def test_the_loss_is_the_mean_over_the_rows_of_the_others():
     algo = build(*one_step, "hypermarl.frozen=[agent_2, agent_0]")
     rollout, net = algo.env_runner.sample(), learner(algo).net
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    value, advantage = learner(algo)._values_and_advantages(rollout)
+    value, advantage = values_and_advantages(learner(algo).net, rollout, algo.config)
     logged = update(algo, rollout)
     net.load_state_dict(before)
     others = [1, 3]
