@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,21 @@ class Task:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wrappers: Sequence[str | Mapping[str, Mapping[str, Any] | None]] = ()
     state: bool | None = None
+
+    provider: ClassVar[str] = "pettingzoo"
+    """Whose name it is: the env is `PROVIDER/NAME`."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.provider}/{self.name}"
+
+    def make(self, copy: int) -> Any:
+        """A parallel env, as PettingZoo has them. Args: copy: its number.
+
+        Raises:
+            ValueError: it or a wrapper refuses its arguments, or is no PettingZoo env.
+        """
+        return make_copy(self)
 
 
 class Reader:
