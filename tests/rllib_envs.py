@@ -107,3 +107,40 @@ class Guild(MultiAgentEnv):
         obs, infos = self.look(looking)
         self.asked = [agent for agent in looking if agent in self.there]
         return obs, rewards, died, cut, infos
+
+
+class Told(MultiAgentEnv):
+    """Two agents, of whom is said what `config` says.
+
+    Args:
+        config: `possible_agents`; `actions`: their space; `spaces`: whether there are any; `first`, `then`: who is
+            observed after resets and after steps; `died`, `cut`: what every step says of that; `refuse`: not to be.
+    """
+
+    def __init__(self, config):
+        self._agent_ids = config.pop("agent_ids", set())
+        super().__init__()
+        self.context, self.config = config, {"first": ["a", "b"], "then": ["a", "b"], **config}
+        if config.pop("refuse", False):
+            raise KeyError("map")
+        if not self._agent_ids:
+            self.possible_agents = config.get("possible_agents", ["a", "b"])
+        if config.get("spaces", True):
+            self.observation_spaces = dict.fromkeys("ab", gym.spaces.Box(-99, 99, (1,)))
+            self.action_spaces = dict.fromkeys("ab", config.get("actions", gym.spaces.Discrete(2)))
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self.observe("first"), {}
+
+    def observe(self, when):
+        return {agent: np.full(1, self.t, np.float32) for agent in self.config[when]}
+
+    def step(self, action_dict):
+        self.t += 1
+        rewards = {"a": None, "b": 1}
+        return self.observe("then"), rewards, self.config.get("died", {}), self.config.get("cut", {}), {"a": None}
+
+
+def no_env(config):
+    return gym.make("CartPole-v1")

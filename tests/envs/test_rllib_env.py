@@ -3,13 +3,20 @@
 import copy
 import importlib
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 from rllib_hypermarl.envs.pettingzoo_copies import episode_seed
 
+from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl import env as envs
+from rllib_hypermarl.errors import ConfigError
+from tests import rllib_envs
 from tests.envs.pettingzoo_reference import FIELDS, Team, compare, counts, play, record
 
 EXAMPLES = "ray.rllib.examples.envs.classes.multi_agent"
@@ -150,3 +157,128 @@ def test_equals_a_plain_loop_step_by_step(name, config, keys, seen):
     check()
     assert tuple(found > 0) == seen
     env.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize(
+    ("died", "cut", "ends", "alive", "final_alive"),
+    [
+        ({}, {}, (False, False), [True, True], [True, True]),
+        ({"a": True, "__all__": False}, {}, (False, False), [False, True], [False, True]),
+        ({}, {"b": True}, (False, False), [True, False], [True, True]),
+        ({"__all__": True}, {}, (True, False), [True, True], [True, True]),
+        ({"__all__": True}, {"__all__": True}, (True, False), [True, True], [True, True]),
+        ({}, {"__all__": True}, (False, True), [True, True], [True, True]),
+        # as MultiAgentCartPole says it when the last ones' time is up: what is said of an agent alone counts first
+        ({"a": False, "b": False, "__all__": True}, {"a": True, "b": True}, (False, True), [True, True], [True, True]),
+        ({"a": True}, {"__all__": True}, (False, True), [True, True], [False, True]),
+        ({"__all__": True}, {"b": True}, (False, True), [True, True], [False, True]),
+        ({"a": True}, {"b": True}, (False, True), [True, True], [False, True]),  # and nobody says `__all__`
+    ],
+)
+def test_terminated_and_truncated(died, cut, ends, alive, final_alive):
+    env = make("tests.rllib_envs:Told", num_envs=1, died=died, cut=cut)
+    env.reset(0)
+    step = env.step(torch.zeros(1, 2, dtype=torch.int64))
+    assert (bool(step.terminated), bool(step.truncated)) == ends
+    everybody = torch.ones(1, 2, dtype=torch.bool)
+    assert (everybody if step.alive is None else step.alive).tolist() == [alive]
+    assert (everybody if step.final_alive is None else step.final_alive).tolist() == [final_alive]
+    assert step.reward.tolist() == [[0.0, 1.0]] and step.action_mask is None
+    if any(ends):
+        assert step.obs.flatten().tolist() == [0.0, 0.0]
+        assert step.final_obs.flatten()[1] == 1.0
+
+
+def test_who_waits_keeps_its_observation_and_is_paid():
+    env = make("tests.rllib_envs:Told", num_envs=1, then=["a"], turns=True)
+    assert env.reset(0).action_mask.all()
+    step = env.step(torch.ones(1, 2, dtype=torch.int64))
+    assert step.obs.flatten().tolist() == [1.0, 0.0] and step.reward.tolist() == [[0.0, 1.0]]
+    assert step.action_mask.tolist() == [[[True, True], [True, False]]] and step.alive is None
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+def test_envs_are_called_as_rllib_calls_them():
+    copies = make("tests.rllib_envs:Told", refuse=False, nested={"a": [1]})._copies._envs
+    contexts = [copy._env.context for copy in copies]
+    assert [context.vector_index for context in contexts] == [0, 1, 2]
+    for context in contexts:
+        assert isinstance(context, EnvContext) and context == {"nested": {"a": [1]}} and context.worker_index == 0
+    assert contexts[0]["nested"] is not contexts[1]["nested"]
+
+
+@pytest.mark.parametrize("config", [{"possible_agents": {"b", "a"}}, {"agent_ids": {"b", "a"}}])
+def test_sets_of_agents_are_sorted(config):
+    assert make("tests.rllib_envs:Told", **config).agents == ("a", "b")
+
+
+def test_registered_names():
+    register_env("told", lambda config: rllib_envs.Told(config))
+    try:
+        env = make("told", spaces=True)
+        assert env.agents == ("a", "b") and env.reset(0).obs.shape == (3, 2, 1)
+    finally:
+        _global_registry.unregister(ENV_CREATOR, "told")
+    with pytest.raises(envs.UnknownEnvError, match=r"nobody has called ray\.tune\.register_env"):
+        make("told")
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+BOX = gym.spaces.Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("tests.rllib_envs:Told", {"possible_agents": []}, "Told has no possible_agents: set them"),
+        (f"{EXAMPLES}:GuessTheNumberGame", {}, "GuessTheNumberGame has no possible_agents: set them"),
+        ("tests.rllib_envs:Told", {"possible_agents": [1, "1"]}, r"agents are called the same: \['1', '1'\]"),
+        ("tests.rllib_envs:Told", {"possible_agents": ["c"]}, r"KeyError in get_observation_space\('c'\)"),
+        ("tests.rllib_envs:Told", {"spaces": False}, "the observation space of a is None: set observation_spaces in"),
+        ("tests.rllib_envs:Told", {"refuse": True}, "env_config {'refuse': True}: 'map'"),
+        ("tests.rllib_envs:Told", {"turns": "yes"}, "turns must be true, false or null, not 'yes'"),
+        ("tests.rllib_envs:Told", {"turns": True, "actions": BOX}, "turns is true, but actions of a are Box.*: where"),
+        ("tests.rllib_envs:no_env", {}, "no_env returns .*, which is no MultiAgentEnv .*make_multi_agent"),
+        ("tests.rllib_envs:nothing", {}, "cannot be imported: .*nothing"),
+        ("tests.rllib_envs:EXAMPLES", {}, "cannot be imported: .*EXAMPLES"),
+        ("tests.rllib_envs:__doc__", {}, "is .*: expected a MultiAgentEnv class, or a function"),
+        ("no_such_module:Env", {}, "cannot be imported: No module named 'no_such_module'"),
+    ],
+)
+def test_what_is_refused(name, config, message):
+    with pytest.raises(envs.UnknownEnvError, match=message):
+        make(name, **config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"then": ["a"]}, "env 'rllib/tests.rllib_envs:Told', copy 0: b is neither .* env_config needs turns: true"),
+        ({"then": ["a"], "actions": BOX}, "b is neither observed nor done: it waits, and actions of a are Box"),
+        ({"died": {"b": True}}, "copy 0: b was terminated or truncated, and is observed again in the same episode"),
+        ({"then": ["a", "b", "c"]}, "copy 0: 'c' is observed, but not among the env's possible_agents"),
+    ],
+)
+def test_what_goes_wrong_in_an_episode(config, message):
+    env = make("tests.rllib_envs:Told", num_envs=1, **config)
+    env.reset(0)
+    width = (2,) if "actions" in config else ()
+    with pytest.raises(envs.EnvError, match=message):
+        for _ in range(2):
+            env.step(torch.zeros((1, 2, *width), dtype=torch.float32 if width else torch.int64))
+
+
+def test_an_episode_begins_with_somebody():
+    with pytest.raises(envs.EnvError, match="copy 0: an episode begins without agents"):
+        make("tests.rllib_envs:Told", num_envs=1, first=[]).reset(0)
+
+
+def test_a_class_is_told_how_to_be_named():
+    with pytest.raises(ConfigError, match="env is 'Told': of a MultiAgentEnv class, give the name: 'rllib/my_module"):
+        HyperMARLConfig().environment(rllib_envs.Told).validate()
