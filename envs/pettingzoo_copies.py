@@ -95,8 +95,8 @@ class Copies:
         try:
             self._envs = [task.make(first + i) for i in range(count)]
             self.description = describe(self._envs[0], task.state)
-        except EnvError:
-            raise
+        except EnvError as error:
+            raise EnvError(f"env '{self._name}': {error}") from error
         except Exception as error:
             raise ValueError(str(error) or f"{type(error).__name__} {where(error)}") from error
 

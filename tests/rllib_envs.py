@@ -65,8 +65,9 @@ class Guild(MultiAgentEnv):
 
     def look(self, agents):
         self.asked, self.allowed, obs, infos = list(agents), {}, {}, {}
+        for vector in self.vectors.values():  # also of those that keep theirs, and wait
+            vector[:] = self.random.normal(size=len(vector))
         for agent in agents:
-            self.vectors[agent][:] = self.random.normal(size=self.SIZES[agent])  # written over in the next step
             obs[agent], infos[agent] = self.vectors[agent], {}
             mask = self.allowed[agent] = self.draw_mask(agent)
             if self.masks == "observation":
@@ -100,9 +101,9 @@ class Guild(MultiAgentEnv):
             self.there = ["late", *self.there]
         died["__all__"], cut["__all__"] = end < 0.06 or not self.there, end > 0.94
         looking = [a for a in self.there if not (self.waits and self.random.random() < 0.4)] or self.there
-        if cut["__all__"] or any(cut.values()):
-            looking = {*looking, *(agent for agent in before if cut[agent] or cut["__all__"])}
-            looking = [agent for agent in self.possible_agents if agent in looking]
+        looking = [*looking, *(agent for agent in before if cut[agent])]
+        if died["__all__"] or cut["__all__"]:
+            looking = self.possible_agents  # whoever they were, and whether they had come
         rewards = {agent: self.random.normal() for agent in before if self.random.random() < 0.8}
         obs, infos = self.look(looking)
         self.asked = [agent for agent in looking if agent in self.there]

@@ -279,6 +279,11 @@ def test_an_episode_begins_with_somebody():
         make("tests.rllib_envs:Told", num_envs=1, first=[]).reset(0)
 
 
+def test_a_stranger_at_the_first_reset():
+    with pytest.raises(envs.EnvError, match=r"env 'rllib/tests\.rllib_envs:Told': 'c' is observed, but not among"):
+        make("tests.rllib_envs:Told", first=["a", "c"])
+
+
 def test_a_class_is_told_how_to_be_named():
     with pytest.raises(ConfigError, match="env is 'Told': of a MultiAgentEnv class, give the name: 'rllib/my_module"):
         HyperMARLConfig().environment(rllib_envs.Told).validate()
