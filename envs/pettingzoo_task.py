@@ -195,7 +195,7 @@ def describe(env: Any, state: bool | None) -> Description:
     """
     agents = tuple(env.possible_agents)
     readers = [Reader(agent, env.observation_space(agent)) for agent in agents]
-    actions = [_supported_actions(agent, env.action_space(agent)) for agent in agents]
+    actions = [supported_actions(agent, env.action_space(agent)) for agent in agents]
     for agent, space in zip(agents, actions, strict=True):
         if bool(choices_of(space)) != bool(choices_of(actions[0])):
             raise ValueError(
@@ -232,7 +232,8 @@ def _refuse_pictures(agent: str, space: gym.Space) -> None:
             )
 
 
-def _supported_actions(agent: str, space: gym.Space) -> gym.Space:
+def supported_actions(agent: str, space: gym.Space) -> gym.Space:
+    """The space itself. Raises: ValueError: names the agent whose actions are not supported."""
     if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
         fits = len(space.shape) < 2 and not np.any(space.start)
     else:

@@ -22,7 +22,7 @@ from ..spaces import choices_of
 from .pettingzoo import CopiesEnv
 from .pettingzoo_copies import where
 from .pettingzoo_pool import OnCrash
-from .pettingzoo_task import MASK, Task
+from .pettingzoo_task import MASK, Task, supported_actions
 
 REQUIRES = "ray"
 ACCEPTS = {
@@ -167,7 +167,7 @@ class ParallelView:
         if len(self._ids) < len(self.possible_agents):
             raise ValueError(f"agents are called the same: {self.possible_agents}")
         self._observations = {agent: self._space("observation", agent) for agent in self._ids}
-        self._actions = {agent: self._space("action", agent) for agent in self._ids}
+        self._actions = {agent: supported_actions(agent, self._space("action", agent)) for agent in self._ids}
         choices = {agent: choices_of(space) for agent, space in self._actions.items()}
         self._continuous = [agent for agent, own in choices.items() if not own]
         if turns and self._continuous:

@@ -244,6 +244,7 @@ BOX = gym.spaces.Box(-1, 1, (2,))
         ("tests.rllib_envs:Told", {"refuse": True}, "env_config {'refuse': True}: 'map'"),
         ("tests.rllib_envs:Told", {"turns": "yes"}, "turns must be true, false or null, not 'yes'"),
         ("tests.rllib_envs:Told", {"turns": True, "actions": BOX}, "turns is true, but actions of a are Box.*: where"),
+        ("tests.rllib_envs:Told", {"actions": gym.spaces.MultiDiscrete([[2, 2]])}, "actions of a are .* supported are"),
         ("tests.rllib_envs:no_env", {}, "no_env returns .*, which is no MultiAgentEnv .*make_multi_agent"),
         ("tests.rllib_envs:nothing", {}, "cannot be imported: .*nothing"),
         ("tests.rllib_envs:EXAMPLES", {}, "cannot be imported: .*EXAMPLES"),
