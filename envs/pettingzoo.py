@@ -28,6 +28,11 @@ from .pettingzoo_task import FAMILIES, Task, find
 REQUIRES = "pettingzoo"
 ALSO_REQUIRES = {"mpe2.*": "mpe2"} | {f"{family}.*": f"pettingzoo[{family}]" for family in FAMILIES}
 """What patterns of names need beside `REQUIRES`."""
+ACCEPTS = {
+    "module": "with a function parallel_env, or env",
+    "module:callable": "a function or class that gives a ParallelEnv or an AECEnv",
+}
+"""What names are taken beside `names()`."""
 
 
 def names() -> list[str]:
@@ -62,41 +67,34 @@ def make(name: str, num_envs: int, device: str | torch.device = "cpu", **env_con
     return PettingZooEnv(name, num_envs, device, **env_config)
 
 
-class PettingZooEnv(BatchedEnv):
-    """E copies of one PettingZoo env.
+class CopiesEnv(BatchedEnv):
+    """E copies of one env that is stepped by itself.
 
     Agents are in the order of `possible_agents`; they may differ, come and go, and be told what they may do. Where they
     act in turns, those who wait may do nothing but their first action. Observations that are no flat arrays are
     flattened as Gymnasium does it. Every episode begins with `reset(seed=episode_seed(seed, copy, number of the
     episode))`: the same seed gives the same episodes, however many workers play them. Observations and rewards are
-    agent-major in memory. The state of PettingZoo envs cannot be saved: `get_state` returns None.
+    agent-major in memory. The state of such envs cannot be saved: `get_state` returns None.
 
     Args:
-        name: see the module.
+        task: makes the copies.
         num_workers: processes that share the copies out among them (at most one for each copy). 0: none, the copies are
             stepped one after the other in this one.
         on_crash: what happens when a worker ends, hangs, or its env raises. `fail`: an `EnvError`. `replace`: a new
             process goes on with new episodes; those that were lost are truncated at the last observation that was seen,
             with a reward of zero for the lost step.
         step_timeout_s: after which a worker is taken to hang, in one step of all its copies; None: never.
-        wrappers: around each copy, in this order. Names of SuperSuit, or `module:callable`, alone or with arguments:
-            `[clip_actions_v0, {frame_stack_v1: {stack_size: 4}}]`.
-        state: whether `Step.state` is what the env's `state()` returns. None: if that is a flat vector.
-        kwargs: the env's own.
     """
 
     def __init__(
         self,
-        name: str,
+        task: Task,
         num_envs: int,
         device: str | torch.device = "cpu",
         *,
         num_workers: int = 0,
         on_crash: OnCrash = "fail",
         step_timeout_s: float | None = 60.0,
-        wrappers: Sequence[str | Mapping[str, Mapping[str, Any] | None]] = (),
-        state: bool | None = None,
-        **kwargs: Any,
     ):
         if not isinstance(num_workers, int) or num_workers < 0:
             raise ValueError(f"num_workers must be a whole number of at least 0, not {num_workers!r}")
@@ -106,10 +104,7 @@ class PettingZooEnv(BatchedEnv):
             raise ValueError("on_crash: replace needs worker processes, set num_workers")
         if step_timeout_s is not None and not (isinstance(step_timeout_s, int | float) and step_timeout_s > 0):
             raise ValueError(f"step_timeout_s must be a positive number of seconds, or null, not {step_timeout_s!r}")
-        if isinstance(wrappers, str | Mapping) or not isinstance(wrappers, Sequence):
-            raise ValueError(f"wrappers must be a list, not {wrappers!r}")
         self.num_envs, self.device = num_envs, torch.device(device)
-        task = Task(name, kwargs, wrappers, state)
         self._copies: WorkerPool | Copies
         if num_workers:
             self._copies = WorkerPool(task, num_envs, min(num_workers, num_envs), on_crash, step_timeout_s)
@@ -195,3 +190,36 @@ class PettingZooEnv(BatchedEnv):
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+class PettingZooEnv(CopiesEnv):
+    """E copies of one PettingZoo env.
+
+    Args:
+        name: see the module.
+        wrappers: around each copy, in this order. Names of SuperSuit, or `module:callable`, alone or with arguments:
+            `[clip_actions_v0, {frame_stack_v1: {stack_size: 4}}]`.
+        state: whether `Step.state` is what the env's `state()` returns. None: if that is a flat vector.
+        num_workers, on_crash, step_timeout_s: see `CopiesEnv`.
+        kwargs: the env's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        *,
+        num_workers: int = 0,
+        on_crash: OnCrash = "fail",
+        step_timeout_s: float | None = 60.0,
+        wrappers: Sequence[str | Mapping[str, Mapping[str, Any] | None]] = (),
+        state: bool | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(wrappers, str | Mapping) or not isinstance(wrappers, Sequence):
+            raise ValueError(f"wrappers must be a list, not {wrappers!r}")
+        super().__init__(
+            Task(name, kwargs, wrappers, state), num_envs, device,
+            num_workers=num_workers, on_crash=on_crash, step_timeout_s=step_timeout_s,
+        )  # fmt: skip

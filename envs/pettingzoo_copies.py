@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import EnvError
 from ..spaces import places_of
-from .pettingzoo_task import MASK, Description, Reader, Task, describe, flat_mask, make_copy
+from .pettingzoo_task import MASK, Description, Reader, Task, describe, flat_mask
 
 
 class EnvRaisedError(EnvError):
@@ -91,12 +91,12 @@ class Copies:
     """
 
     def __init__(self, task: Task, first: int, count: int, worker: int = 0):
-        self.first, self.worker, self._name = first, worker, task.name
+        self.first, self.worker, self._name = first, worker, task.full_name
         try:
-            self._envs = [make_copy(task) for _ in range(count)]
+            self._envs = [task.make(first + i) for i in range(count)]
             self.description = describe(self._envs[0], task.state)
-        except EnvError:
-            raise
+        except EnvError as error:
+            raise EnvError(f"env '{self._name}': {error}") from error
         except Exception as error:
             raise ValueError(str(error) or f"{type(error).__name__} {where(error)}") from error
 
@@ -133,10 +133,10 @@ class Copies:
         try:
             function(seed)
         except EnvError as error:
-            raise EnvError(f"env 'pettingzoo/{self._name}', copy {copy.number}: {error}") from error
+            raise EnvError(f"env '{self._name}', copy {copy.number}: {error}") from error
         except Exception as error:
             raise EnvRaisedError(
-                f"env 'pettingzoo/{self._name}', copy {copy.number}, raised in {method}(): "
+                f"env '{self._name}', copy {copy.number}, raised in {method}(): "
                 f"{type(error).__name__}: {error} {where(error)}"
             ) from error
 

@@ -44,7 +44,7 @@ class Worker:
     """
 
     def __init__(self, task: Task, index: int, copies: range, memory: int):
-        self.index, self.copies, self.name = index, copies, task.name
+        self.index, self.copies, self.name = index, copies, task.full_name
         self.unproven = False
         """Whether it replaces a lost one, and has not stepped yet."""
         self._connection, its = Pipe()
@@ -104,7 +104,7 @@ class Worker:
                 how = "closed its connection and went on"
         self.kill()
         at = "" if busy is None else f" while it was at copy {busy[self.index]}"
-        raise LostWorkerError(f"env 'pettingzoo/{self.name}': {self} {how}{at}")
+        raise LostWorkerError(f"env '{self.name}': {self} {how}{at}")
 
     def __str__(self) -> str:
         copies = f"copies {self.copies[0]} to {self.copies[-1]}" if len(self.copies) > 1 else f"copy {self.copies[0]}"

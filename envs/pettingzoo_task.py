@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,21 @@ class Task:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wrappers: Sequence[str | Mapping[str, Mapping[str, Any] | None]] = ()
     state: bool | None = None
+
+    provider: ClassVar[str] = "pettingzoo"
+    """Whose name it is: the env is `PROVIDER/NAME`."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.provider}/{self.name}"
+
+    def make(self, copy: int) -> Any:
+        """A parallel env, as PettingZoo has them. Args: copy: its number.
+
+        Raises:
+            ValueError: it or a wrapper refuses its arguments, or is no PettingZoo env.
+        """
+        return make_copy(self)
 
 
 class Reader:
@@ -180,7 +195,7 @@ def describe(env: Any, state: bool | None) -> Description:
     """
     agents = tuple(env.possible_agents)
     readers = [Reader(agent, env.observation_space(agent)) for agent in agents]
-    actions = [_supported_actions(agent, env.action_space(agent)) for agent in agents]
+    actions = [supported_actions(agent, env.action_space(agent)) for agent in agents]
     for agent, space in zip(agents, actions, strict=True):
         if bool(choices_of(space)) != bool(choices_of(actions[0])):
             raise ValueError(
@@ -217,7 +232,8 @@ def _refuse_pictures(agent: str, space: gym.Space) -> None:
             )
 
 
-def _supported_actions(agent: str, space: gym.Space) -> gym.Space:
+def supported_actions(agent: str, space: gym.Space) -> gym.Space:
+    """The space itself. Raises: ValueError: names the agent whose actions are not supported."""
     if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
         fits = len(space.shape) < 2 and not np.any(space.start)
     else:

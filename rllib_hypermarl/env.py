@@ -229,11 +229,13 @@ class Wrapper(BatchedEnv):
 
 # Prefix -> module with `make(name, num_envs, device, **env_config) -> BatchedEnv`, `names() -> list[str]` and
 # `REQUIRES`, the package it imports when asked for (or None). A provider whose names are open-ended, or need more than
-# one package, has `check(name)`, which raises UnknownEnvError. A module name that begins with a dot is ours.
+# one package, has `check(name)`, which raises UnknownEnvError, and may say in `ACCEPTS` what it takes beside
+# `names()`. A module name that begins with a dot is ours.
 _PROVIDERS: dict[str, str] = {
     "bps": ".envs.particle_spread",
     "games": ".envs.matrix_games",
     "pettingzoo": ".envs.pettingzoo",
+    "rllib": ".envs.rllib_env",
     "vmas": ".envs.vmas",
 }
 

@@ -208,8 +208,10 @@ def envs(name: str | None, as_json: bool) -> None:
     if name is None:
         listing: dict[str, Any] = {}
         for prefix, provider in available.items():
-            also = getattr(provider, "ALSO_REQUIRES", None)
-            listing[prefix] = {"requires": provider.REQUIRES, **({"also_requires": also} if also else {})}
+            listing[prefix] = {"requires": provider.REQUIRES}
+            for key in ("also_requires", "accepts"):
+                if more := getattr(provider, key.upper(), None):
+                    listing[prefix][key] = more
             listing[prefix]["names"] = provider.names()
         _print(listing, as_json)
     elif name in available:

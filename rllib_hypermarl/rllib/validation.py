@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from .. import env as envs
 from ..errors import ConfigError, UnknownEnvError
@@ -92,6 +93,9 @@ def check_values(config: HyperMARLConfig) -> None:
             envs.resolve(config.env)
         except UnknownEnvError as error:
             raise ConfigError(str(error)) from error
+    elif isinstance(config.env, type) and issubclass(config.env, MultiAgentEnv):
+        fail("env", config.env.__name__, "of a MultiAgentEnv class, give the name: 'rllib/my_module:MyEnv', or "
+             "'rllib/my_env' after ray.tune.register_env('my_env', MyEnv)")  # fmt: skip
     for group, keys in GROUPS.items():
         for key in keys:
             check_type(type(config), group, key, getattr(config, key))

@@ -44,6 +44,7 @@ def error_of(capfd, status, *arguments):
         ("env=nowhere/task", "unknown env 'nowhere/task'"),
         ("env=games/specialization", "did you mean 'games/specialisation'?"),
         ("env=vmas/dispersal", "did you mean 'vmas/dispersion'?"),
+        ("env=rllib/cartpoles", "the command line takes rllib/module:callable"),
         ("training.lr", "expected group.key=value"),
     ],
 )
@@ -120,6 +121,7 @@ def test_envs_lists_names_and_shows_one(capfd):
     assert listing["games"] == {"requires": None, "names": ["recall", "specialisation", "synchronisation"]}
     assert "dispersion" in listing["vmas"]["names"]
     assert listing["pettingzoo"]["also_requires"]["sisl.*"] == "pettingzoo[sisl]"
+    assert listing["rllib"]["requires"] == "ray" and set(listing["rllib"]["accepts"]) == {"module:callable", "NAME"}
     assert run(["envs", "games", "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
     details = {"agents": 4, "observation": "Box(-1.0, 1.0, (16,), float32)", "action": "Discrete(4)"}
@@ -147,6 +149,15 @@ def test_envs_shows_one_agent_of_each_kind(capfd):
     assert run(["envs", "pettingzoo/classic.tictactoe_v3", "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
     assert shown["action_masks"] is True and list(shown["agents"]) == ["player_1", "player_2"]
+
+
+def test_envs_shows_one_of_rllib_s(capfd):
+    assert run(["envs", "rllib/tests.rllib_envs:Guild", "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert {agent: spaces["action"] for agent, spaces in shown["agents"].items()} == {
+        "late": "Discrete(5)", "7": "MultiDiscrete([2 4])", "always": "Discrete(3)"
+    }  # fmt: skip
+    assert "ray.tune.register_env" in error_of(capfd, 2, "envs", "rllib/cartpoles")
 
 
 def test_inspect_shows_what_would_be_trained(capfd, tmp_path):
