@@ -21,7 +21,7 @@ train: setup
 	$(PY) -m rllib_hypermarl train tune_configs/dispersion.yaml $(ARGS)
 
 test: setup
-	$(PY) -m pytest -m "not system" $(ARGS)
+	$(PY) -m pytest -m "not system" -n 2 --dist loadfile $(ARGS)
 
 test-system: setup
 	$(PY) -m pytest -m system --timeout 1200 $(ARGS)
