@@ -278,7 +278,8 @@ def test_a_signal_stops_a_run_and_its_workers(interrupt, tmp_path):
     try:
         wait_until(lambda: (tmp_path / "run/result.json").is_file(), process)
         assert sum("pettingzoo_worker" in line for line in processes_of(process.pid)) >= 2
-        os.killpg(process.pid, interrupt)  # as a terminal does it
+        send = os.killpg if interrupt == signal.SIGINT else os.kill  # a terminal's Ctrl-C is for all of them
+        send(process.pid, interrupt)
         _, errors = process.communicate(timeout=240)
     finally:
         process.kill()
