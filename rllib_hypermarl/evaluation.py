@@ -47,6 +47,26 @@ def evaluate(
     return play(act, env, num_episodes, seed=seed, name=name)
 
 
+def random_actions(net: TeamNet, seed: int) -> Callable[[Step], Tensor]:
+    """For `play`, what any team is compared with: uniform among the choices that are allowed, or within the bounds of
+    continuous actions (standard normal, clipped, where a bound is infinite)."""
+    spec = net.spec.actions
+    generator = torch.Generator(net.groups.policy_of.device).manual_seed(seed)
+
+    def act(step: Step) -> Tensor:
+        obs = step.observed()
+        dist = net.distribution(obs.new_zeros(*obs.shape[:2], spec.head_dim), step.allowed())
+        if not spec.continuous:
+            return dist.sample(generator)
+        shape = (*obs.shape[:2], len(spec.low))
+        low, high = net.action_low.expand(shape), net.action_high.expand(shape)
+        uniform = low + (high - low) * torch.empty(shape, device=obs.device).uniform_(generator=generator)
+        normal = torch.empty(shape, device=obs.device).normal_(generator=generator)
+        return torch.where((high - low).isfinite(), uniform, torch.minimum(torch.maximum(normal, low), high))
+
+    return act
+
+
 @torch.no_grad()
 def play(
     act: Callable[[Step], Tensor], env: BatchedEnv, num_episodes: int, *, seed: int | None, name: str = "env"

@@ -62,3 +62,16 @@ class RestlessEnv(BatchedEnv):
     def set_state(self, state):
         self.generator.set_state(state["generator"])
         self.alive = state["alive"]
+
+
+class Recording(RestlessEnv):
+    """Keeps what it said and was told."""
+
+    def reset(self, seed=None):
+        self.said, self.told = [super().reset(seed)], []
+        return self.said[0]
+
+    def step(self, actions):
+        self.told.append(actions)
+        self.said.append(super().step(actions))
+        return self.said[-1]

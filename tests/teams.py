@@ -1,5 +1,7 @@
 """What tests of changing teams share: small algorithms, and what of them must stay or go on."""
 
+import math
+
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
@@ -17,6 +19,30 @@ def sides(n_agents, *overrides):
     """A game that teams of all sizes can play."""
     size = f"env_config={{n_agents: {n_agents}}}"
     return HyperMARLConfig.from_groups(game("env=tests.team_envs:Sides", size, *overrides)).build_algo()
+
+
+def small_team(env, env_config=None, hypermarl=None):
+    """Any env's team, of networks and rollouts that take no time."""
+    return (
+        HyperMARLConfig()
+        .environment(env, env_config=env_config or {})
+        .hypermarl(actor_hidden=[8], critic_hidden=[8], hypernet_hidden=[8], **(hypermarl or {}))
+        .training(num_epochs=2, minibatch_size=32, train_batch_size_per_learner=64)
+        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
+        .run(seed=0, torch_threads=1, device="cpu")
+        .build_algo()
+    )
+
+
+def train_and_evaluate(*team):
+    """A small team for three iterations; what its learner and its evaluation then report."""
+    algo = small_team(*team)
+    for _ in range(3):
+        learned = algo.train()["learners"]["hyper"]
+    evaluated = algo.evaluate()["env_runners"]
+    algo.stop()
+    assert math.isfinite(learned["total_loss"]) and math.isfinite(evaluated["agent_return_mean"])
+    return learned, evaluated
 
 
 def learner(algo):

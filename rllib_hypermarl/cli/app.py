@@ -92,20 +92,30 @@ def resume(run_dir: str, stop_env_steps: int | None) -> None:
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the episodes.")
 @_JSON
+@click.option("--random", is_flag=True, help="Play random actions instead of the team's: what to compare it with.")
 @click.option("--metrics", is_flag=True, help="Also measure diversity, gradients and embeddings, on one rollout.")
 @click.option("--video", type=click.Path(path_type=Path), help="Also film up to three episodes: a .gif or .mp4.")
 @click.option("--beside", multiple=True, metavar="RUN_DIR|CHECKPOINT", help="Film this one's episodes at its side.")
 def evaluate(
-    path: str, episodes: int, seed: int, as_json: bool, metrics: bool, video: Path | None, beside: tuple[str, ...]
+    path: str,
+    episodes: int,
+    seed: int,
+    as_json: bool,
+    random: bool,
+    metrics: bool,
+    video: Path | None,
+    beside: tuple[str, ...],
 ) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
-    from ..evaluation import evaluate as play
+    from .. import evaluation
     from ..rllib import checkpoints
     from ..rllib.measuring import measure_on
     from .ray_session import ray_session
 
     if beside and video is None:
         raise click.UsageError("--beside: give the film's name with --video")
+    if random and (metrics or video is not None):
+        raise click.UsageError("--random: leave out --metrics and --video, which are about the team's own actions")
     if video is not None:
         from ..report.video import check_video, film_teams
 
@@ -123,11 +133,17 @@ def evaluate(
                 team.stop()
         env = runner.make_batched_env(min(episodes, 256))
         groups = runner.net.spec.group_agents()
-        results = play(runner.net, env, episodes, seed=seed, name=runner.env_name).summary((), groups)
+        if random:
+            act = evaluation.random_actions(runner.net, seed)
+            played = evaluation.play(act, env, episodes, seed=seed, name=runner.env_name)
+        else:
+            played = evaluation.evaluate(runner.net, env, episodes, seed=seed, name=runner.env_name)
+        results = played.summary((), groups)
         keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
         report = {
             "checkpoint": str(checkpoint).replace(str(stored.path), str(stored)),
             "env_steps": algo.env_steps,
+            "actions": "random" if random else "greedy",
             "episodes": episodes,
             "seed": seed,
         }

@@ -12,6 +12,7 @@ from .gradients import ActorRows, entry_variance, gradient_cosine, target_gradie
 
 _OBSERVATIONS = 2000  # of SND
 _MINIBATCHES, _ROWS = 8, 1024  # of gradients: equal ones in all runs, since these numbers depend on them
+_LEAST_ROWS = 2  # of one minibatch: the advantages of fewer have no deviation
 _MOST_AGENTS = 32  # whose pairwise gradients are compared, each one of a backward pass
 
 
@@ -19,7 +20,8 @@ def measure(net: TeamNet, rollout: Rollout, advantage: Tensor, seed: int = 0) ->
     """Measures a team on a rollout that it sampled itself.
 
     SND is over 2,000 of the rollout's observations, gradient statistics are over 8 minibatches of at most 1,024 rows
-    `(t, e)` each. Teams with memory act on episodes rather than observations: of them, embeddings only.
+    `(t, e)` each. What cannot be measured is left out: gradients on a rollout of fewer than 16 env steps, and all but
+    embeddings of teams with memory, which act on episodes rather than observations.
 
     Args:
         advantage: `[N, T, E]`, of the rollout.
@@ -33,7 +35,8 @@ def measure(net: TeamNet, rollout: Rollout, advantage: Tensor, seed: int = 0) ->
     found = {}
     if net.spec.memory is None:
         found["snd"] = snd(net, sample_observations(rollout, _OBSERVATIONS, seed), seed=seed)
-        rows = min(_ROWS, rollout.env_steps() // _MINIBATCHES)
+    rows = min(_ROWS, rollout.env_steps() // _MINIBATCHES)
+    if net.spec.memory is None and rows >= _LEAST_ROWS:
         minibatches = ActorRows.from_rollout(rollout, advantage).minibatches(_MINIBATCHES, seed, rows)
         noise = target_gradient_noise(net, minibatches)
         found |= {"gradient_noise": noise.ratio, "gradient_variance": float(noise.variance.sum())}

@@ -8,6 +8,36 @@ from torch import Tensor, nn
 from .sharing import Axis, Layer
 
 
+class LearningGroups(nn.Module):
+    """Which of P policies learn together, as indices that lie where the net does.
+
+    Args:
+        members: of each of G groups, the rows of its policies among all P.
+    """
+
+    def __init__(self, members: list[list[int]]):
+        super().__init__()
+        of_policy = {row: group for group, rows in enumerate(members) for row in rows}
+        self.register_buffer("of_policy", torch.tensor([of_policy[row] for row in sorted(of_policy)]), persistent=False)
+        self.register_buffer("all", torch.arange(len(members)), persistent=False)
+
+    def members(self, policy_of: Tensor) -> Tensor:
+        """`[G, N]`, 1.0 where an agent is of a group. Args: policy_of `[N]`, the agents' policies."""
+        return (self.of_policy[policy_of] == self.all.unsqueeze(1)).double()
+
+    def owner(self, parameter: str, per_policy: bool) -> Tensor:
+        """The group of each slice along a parameter's first axis, or `[1]`, of all of it.
+
+        Args:
+            parameter: its name in the `TeamNet`.
+            per_policy: whether it has a slice for each policy; else it has one for each group, or is a group's own.
+        """
+        if parameter.startswith("sources."):  # sources.HEAD.groups.GROUP...
+            group = int(parameter.split(".")[3])
+            return self.all[group : group + 1]
+        return self.of_policy if per_policy else self.all
+
+
 class SeparateSources(nn.Module):
     """The weight sources of several groups of policies behind the call of one (`sharing.py`).
 

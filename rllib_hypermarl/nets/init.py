@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .contexts import Embedding
+from .groups import SeparateSources
 from .memory import Core
 from .sharing import Direct, HyperNetwork
 
@@ -101,6 +102,17 @@ def init_direct(source: Direct, scheme: str) -> None:
         else:
             weight.copy_(orthogonal(len(weight), i, o, gain))
             bias.zero_()
+
+
+def init_source(source: nn.Module, context: Tensor | None, scheme: str) -> None:
+    """Any weight source. Args: context `[P, d]` as it will be read at the start (None: the identity)."""
+    if isinstance(source, SeparateSources):
+        for part, read in zip(source.groups, source.contexts(context), strict=True):
+            init_source(part, read, scheme)
+    elif isinstance(source, HyperNetwork):
+        init_hypernetwork(source, context, scheme)
+    else:
+        init_direct(source, scheme)
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ from ..errors import MemoryMissingError, TransferError
 from .contexts import Embedding, OneHot
 from .distributions import Distribution
 from .frozen import Snapshot
-from .groups import SeparateSources, clip_by_group_
-from .init import init_core, init_direct, init_embedding, init_hypernetwork
+from .groups import LearningGroups, SeparateSources, clip_by_group_
+from .init import init_core, init_embedding, init_source
 from .memory import Core, Memory
 from .normalise import RunningNorm
-from .sharing import Axis, HyperNetwork, Layer, make_source
+from .sharing import Axis, Layer, make_source
 from .spec import HeadSpec, ModelSpec, encoder_of
 
 Weights = dict[str, list[Layer]]
@@ -131,11 +131,7 @@ class TeamNet(nn.Module):
                 self.norms["state"] = RunningNorm(spec.reader("critic").in_dim, limit=_OBS_LIMIT)
         if spec.normalise_values:
             self.norms["value"] = RunningNorm(1, window=_VALUE_WINDOW)
-        group_of = [0] * num_policies
-        for group, members in enumerate(spec.group_rows()):
-            for row in members:
-                group_of[row] = group
-        self.register_buffer("group_of", torch.tensor(group_of), persistent=False)  # of policies, as in the spec
+        self.learning_groups = LearningGroups(spec.group_rows())
         self.snapshot: Snapshot | None = None
         if spec.frozen:
             rows = [spec.policies.index(policy) for policy in spec.frozen]
@@ -154,15 +150,7 @@ class TeamNet(nn.Module):
                 for rows in self.spec.group_rows():
                     init_embedding(encoder, rows, self.spec.init)
         for name, source in self.sources.items():
-            context = self._context(name)
-            pairs = [(source, context)]
-            if isinstance(source, SeparateSources):
-                pairs = zip(source.groups, source.contexts(context), strict=True)
-            for part, read in pairs:
-                if isinstance(part, HyperNetwork):
-                    init_hypernetwork(part, read, self.spec.init)
-                else:
-                    init_direct(part, self.spec.init)
+            init_source(source, self._context(name), self.spec.init)
         for core in self.cores.values():
             init_core(core, self.spec.init)
         self.freeze(*self.spec.frozen)
@@ -272,7 +260,11 @@ class TeamNet(nn.Module):
             action_mask: `[N, B, sum(choices)]` bool, of discrete actions: True where one is allowed. None: all are.
             memory: of teams that have one, the actors'; this moves it on.
         """
-        spec, inputs, used = self.spec.actions, self.action_inputs(obs, weights, memory), self.actions_used
+        return self.distribution(self.action_inputs(obs, weights, memory), action_mask)
+
+    def distribution(self, inputs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """What actors mean that put out `inputs` `[N, B, out]`; action_mask as in `policy`."""
+        spec, used = self.spec.actions, self.actions_used
         if spec.continuous:
             bounds = self.action_low, self.action_high
             return spec.distribution(inputs, self.agent_log_std(), *bounds, action_mask, used)
@@ -283,7 +275,7 @@ class TeamNet(nn.Module):
     def policy_log_std(self) -> Tensor | None:
         """The policies' log standard deviations, `[1, dim]` or `[P, dim]`; None where the actor puts them out."""
         shared = self.log_std is not None and self.spec.actions.log_std == "shared"
-        return self.log_std[self.group_of] if shared and self.spec.groups else self.log_std
+        return self.log_std[self.learning_groups.of_policy] if shared and self.spec.groups else self.log_std
 
     def allowed(self, action_mask: Tensor) -> Tensor:
         """A mask `[N, B, sum(choices)]` of discrete actions, whatever it says of what is beyond an agent's own ones."""
@@ -376,24 +368,16 @@ class TeamNet(nn.Module):
     # ------------------------------------------------------------------------------------- groups that learn separately
 
     def group_members(self) -> Tensor:
-        """`[max(1, groups), N]`, 1.0 where a trained agent is of a group; agents as `trained` leaves them."""
-        groups = torch.arange(max(1, len(self.spec.groups)), device=self.group_of.device)
-        return (self.trained(self.group_of[self.groups.policy_of]) == groups.unsqueeze(1)).double()
+        """`[G, N]`, 1.0 where a trained agent is of a group; agents as `trained` leaves them."""
+        return self.learning_groups.members(self.trained(self.groups.policy_of))
 
     def clip_gradients_(self, limit: float) -> Tensor:
         """Clips the norm of the gradient, of each group by itself; returns the greatest norm before."""
         if not self.spec.groups:
             return nn.utils.clip_grad_norm_(self.parameters(), limit)
-        owned = [(parameter, self._owner(name)) for name, parameter in self.named_parameters()]
-        return clip_by_group_(owned, len(self.spec.groups), limit).max()
-
-    def _owner(self, parameter: str) -> Tensor:
-        """The group of each slice of a parameter `[len]`, or of all of it `[1]`."""
-        part, *rest = parameter.split(".")
-        if part == "sources":  # sources.HEAD.groups.GROUP...
-            return self.group_of.new_tensor([int(rest[2])])
-        per_policy = part == "contexts" or self.spec.actions.log_std == "per_policy"
-        return self.group_of if per_policy else torch.arange(len(self.spec.groups), device=self.group_of.device)
+        per_policy = self.policy_axes()
+        owned = [(x, self.learning_groups.owner(name, name in per_policy)) for name, x in self.named_parameters()]
+        return clip_by_group_(owned, limit=limit, num_groups=len(self.spec.groups)).max()
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters per head, of the contexts, and in total."""

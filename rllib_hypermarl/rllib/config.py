@@ -189,7 +189,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
             trainable: `all`, or `contexts`: learned embeddings move, everything else stays.
             frozen: policies that act with the weights they start with, and learn nothing.
             groups: name -> pattern or patterns of policies that learn apart from all others, as adversaries do, with
-                networks, losses and clipping of their own. None: all are one group.
+                networks, losses and clipping of their own; or pattern -> `own`, each by itself. None: one group.
             memory: actors and critics each read through an encoder and a recurrent core (`gru` or `lstm`) that all
                 agents share. None: agents see the present only.
             memory_size: of a core's state and output.

@@ -176,7 +176,9 @@ class HyperMARLLearner(PPOTorchLearner):
             weight=None if statistics is None else rows.get("alive", torch.ones_like(rows["logp"])) / statistics[2],
             **values,
         )
-        return loss, {key: x / max(1, len(net.spec.groups)) for key, x in stats.items()}
+        if net.spec.groups:
+            stats = {key: x / len(net.spec.groups) for key, x in stats.items()}
+        return loss, stats
 
     def _shuffled(self, num_rows: int) -> Tensor:
         if not self.config.shuffle_batch_per_epoch:
@@ -200,9 +202,8 @@ class HyperMARLLearner(PPOTorchLearner):
         members = self.net.group_members()
         of_row = torch.einsum("gn,snr->sgr", members, torch.stack([counts, exact, exact.square()]))
         sums = torch.stack([of_row[..., index].sum(dim=-1) for order in orders for index in order])
-        count, total, squares = (
-            (self._collective.sum(sums) @ members).unsqueeze(-1).unbind(dim=1)
-        )  # [minibatches, N, 1]
+        of_agent = (self._collective.sum(sums) @ members).unsqueeze(-1)  # [minibatches, 3, N, 1]
+        count, total, squares = of_agent.unbind(dim=1)
         count = count.clamp_min(1)  # of a minibatch in which nobody was alive
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()

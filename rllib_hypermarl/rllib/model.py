@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import itertools
 import math
@@ -15,7 +14,7 @@ from ..errors import ConfigError
 from ..nets import ActionSpec, HeadSpec, ModelSpec
 from ..nets.spec import encoder_of
 from ..spaces import choices_of
-from .policies import Patterns, map_agents
+from .policies import assign, map_agents
 
 if TYPE_CHECKING:
     from .config import HyperMARLConfig
@@ -44,7 +43,7 @@ def build_model_spec(
                 raise ConfigError(f"hypermarl.{key}: {name!r} is no policy; policies are {', '.join(policies)}")
     if set(config.frozen) == set(policies):
         raise ConfigError("hypermarl.frozen names all policies: nothing is left to train")
-    groups = _groups(config.groups, policies)
+    groups = _groups(config, policies)
     sizes = [observation_spaces[agent].shape[0] for agent in agents]
     if config.normalise_obs and len(set(sizes)) > 1:
         raise ConfigError("hypermarl.normalise_obs: agents' observations of different sizes have no common statistics")
@@ -92,29 +91,10 @@ def build_model_spec(
     return spec
 
 
-def _groups(patterns: Patterns | None, policies: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The policies of each group, by the first pattern that matches.
-
-    Raises:
-        ConfigError: a pattern matches no policy, or a policy or group is left out.
-    """
-    left, groups = list(policies), {}
-    for name, value in (patterns or {}).items():
-        for pattern in [value] if isinstance(value, str) else value:
-            if not fnmatch.filter(policies, pattern):
-                raise ConfigError(
-                    f"hypermarl.groups.{name}: {pattern!r} matches no policy; policies are {', '.join(policies)}"
-                )
-        matched = {
-            p for pattern in ([value] if isinstance(value, str) else value) for p in fnmatch.filter(left, pattern)
-        }
-        groups[name] = tuple(policy for policy in policies if policy in matched)
-        left = [policy for policy in left if policy not in matched]
-        if not groups[name]:
-            raise ConfigError(f"hypermarl.groups.{name}: all of its policies are in groups before it")
-    if groups and left:
-        raise ConfigError(f"hypermarl.groups: no group has {', '.join(left)}; add them to one")
-    return groups
+def _groups(config: HyperMARLConfig, policies: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The policies of each group."""
+    group_of = assign(config.groups, policies, "hypermarl.groups", "policies") if config.groups else {}
+    return {group: tuple(p for p in policies if group_of[p] == group) for group in dict.fromkeys(group_of.values())}
 
 
 def _with_memory(config: HyperMARLConfig, name: str, head: HeadSpec) -> list[tuple[str, HeadSpec]]:

@@ -70,6 +70,7 @@ def test_a_bad_override_is_named_and_nothing_is_made(capfd, tmp_path, command, o
         (["evaluate", ".", "--episodes", "0"], "0 is not in the range"),
         (["evaluate", ".", "--video", "film.avi"], "ends in .gif or .mp4"),
         (["evaluate", ".", "--video", "none/film.gif"], "its directory must be there"),
+        (["evaluate", ".", "--random", "--metrics"], "--random: leave out --metrics and --video"),
         (["evaluate", ".", "--beside", "."], "--beside: give the film's name with --video"),
         (["inspect", "none.yaml"], "none.yaml: No such file"),
         (["envs", "nowhere"], "unknown env 'nowhere'"),
@@ -201,13 +202,17 @@ class TestRun:
         assert run(["evaluate", "run", "--episodes", "6", "--seed", "5", "--json"]) == 0
         report = json.loads(capfd.readouterr().out)
         assert list(report) == [
-            "checkpoint", "env_steps", "episodes", "seed", "agent_return_mean", "agent_return_std",
+            "checkpoint", "env_steps", "actions", "episodes", "seed", "agent_return_mean", "agent_return_std",
             "episode_return_mean", "episode_len_mean",
         ]  # fmt: skip
         assert (report["env_steps"], report["episodes"], report["seed"]) == (3 * STEPS, 6, 5)
         assert report["episode_return_mean"] == pytest.approx(4 * report["agent_return_mean"])
         assert run(["evaluate", report["checkpoint"], "--episodes", "6", "--seed", "5", "--json"]) == 0
         assert json.loads(capfd.readouterr().out) == report
+        assert run(["evaluate", "run", "--episodes", "6", "--seed", "5", "--random", "--json"]) == 0
+        random = json.loads(capfd.readouterr().out)
+        assert (report["actions"], random["actions"]) == ("greedy", "random")
+        assert random["agent_return_mean"] != report["agent_return_mean"]
 
         assert run(["resume", "run", "--stop-env-steps", str(5 * STEPS)]) == 0
         assert "resuming run at 384 env steps" in capfd.readouterr().err
@@ -251,7 +256,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
-            (["policies={drones: 'drone_*', '*': own}"], "'drone_*' matches no agent"),
+            (["policies={drones: 'drone_*', '*': own}"], "'drone_*' matches none of the agents"),
             (["policies={team: agent_0}"], "no entry covers agent_1, agent_2, agent_3"),
             (["env_config.players=4"], "refuses env_config"),
             (["env_config.n_agents=one"], "n_agents must be a whole number"),

@@ -12,7 +12,7 @@ from rllib_hypermarl.nets import SHARING, ActionSpec, HeadSpec, ModelSpec, TeamN
 from rllib_hypermarl.rollout import Rollout
 from tests import oracle
 from tests.metrics.test_diversity import scipy_distance
-from tests.restless_env import ACTIONS, OBS, RestlessEnv
+from tests.restless_env import ACTIONS, OBS, Recording, RestlessEnv
 
 STEPS, ENVS = 12, 3
 
@@ -31,19 +31,6 @@ def team(sharing="hyper_mlp", memory="gru", encoder_sharing="full", agent_polici
         for parameter in net.parameters():
             parameter.copy_(0.8 * torch.randn(parameter.shape, generator=generator))
     return net
-
-
-class Recording(RestlessEnv):
-    """Keeps what it said and was told."""
-
-    def reset(self, seed=None):
-        self.said, self.told = [super().reset(seed)], []
-        return self.said[0]
-
-    def step(self, actions):
-        self.told.append(actions)
-        self.said.append(super().step(actions))
-        return self.said[-1]
 
 
 def test_histories_are_those_of_evaluation():

@@ -19,7 +19,7 @@ from rllib_hypermarl.rllib.learner import _rows
 from rllib_hypermarl.rllib.sequences import Sequences, values_and_advantages
 from rllib_hypermarl.rollout import Rollout, gae, join, split
 from tests import oracle
-from tests.restless_env import RestlessEnv
+from tests.restless_env import Recording, RestlessEnv
 
 STEPS, ENVS, LENGTH = 8, 4, 4
 
@@ -286,19 +286,6 @@ def test_rollouts_with_memory_are_split_and_joined_and_arrays():
     order = again.final_index.argsort()
     again.final_index, again.final_obs = again.final_index[order], again.final_obs[:, order]
     assert equal(again, rollout)
-
-
-class Recording(RestlessEnv):
-    """Keeps what it said and was told."""
-
-    def reset(self, seed=None):
-        self.said, self.told = [super().reset(seed)], []
-        return self.said[0]
-
-    def step(self, actions):
-        self.told.append(actions)
-        self.said.append(super().step(actions))
-        return self.said[-1]
 
 
 @pytest.mark.parametrize("memory", ["gru", "lstm"])

@@ -1,12 +1,10 @@
 """PettingZoo's unlike, masked, and mortal teams train and are evaluated. `Travellers` refuses what is not allowed."""
 
-import math
-
 import pytest
 
 pytest.importorskip("pettingzoo")
 
-from rllib_hypermarl import HyperMARLConfig
+from tests.teams import small_team, train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 TRAVELLERS = "tests.zoo:Travellers"
@@ -20,34 +18,15 @@ TEAMS = {
 }
 
 
-def build(env, env_config, hypermarl):
-    return (
-        HyperMARLConfig()
-        .environment(f"pettingzoo/{env}", env_config=env_config)
-        .hypermarl(actor_hidden=[8], critic_hidden=[8], hypernet_hidden=[8], **hypermarl)
-        .training(num_epochs=2, minibatch_size=32, train_batch_size_per_learner=64)
-        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
-        .run(seed=0, torch_threads=1, device="cpu")
-        .build_algo()
-    )
-
-
 @pytest.mark.parametrize(("env", "env_config", "hypermarl"), TEAMS.values(), ids=TEAMS)
 def test_teams_train_and_are_evaluated(env, env_config, hypermarl):
-    algo = build(env, env_config, hypermarl)
-    for _ in range(3):
-        result = algo.train()
-    evaluated = algo.evaluate()["env_runners"]
-    algo.stop()
-    for value in (result["learners"]["hyper"]["total_loss"], evaluated["agent_return_mean"]):
-        assert math.isfinite(value)
-    steps = result["learners"]["hyper"]["num_module_steps_trained"]
+    learned, evaluated = train_and_evaluate(f"pettingzoo/{env}", env_config, hypermarl)
     agents = len(evaluated["agent_episode_returns_mean"])
-    assert (steps < 64 * agents) == (env == TRAVELLERS)
+    assert (learned["num_module_steps_trained"] < 64 * agents) == (env == TRAVELLERS)
 
 
 def test_who_waits_for_a_turn_learns_nothing_from_it():
-    algo = build("classic.tictactoe_v3", {}, {})
+    algo = small_team("pettingzoo/classic.tictactoe_v3")
     rollout = algo.env_runner.sample()
     algo.stop()
     waits = rollout.action_mask.sum(-1) == 1

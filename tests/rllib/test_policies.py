@@ -30,9 +30,9 @@ def test_the_first_match_counts():
 
 
 def test_a_pattern_that_matches_nobody_is_named():
-    with pytest.raises(ConfigError, match=r"policies.scouts: 'drone_\*' matches no agent; agents are agent_0, "):
+    with pytest.raises(ConfigError, match=r"policies.scouts: 'drone_\*' matches none of the agents agent_0, "):
         map_agents({"scouts": ["agent_0", "drone_*"], "*": "own"}, AGENTS)
-    with pytest.raises(ConfigError, match=r"policies.agent_12: 'agent_12' matches no agent"):
+    with pytest.raises(ConfigError, match=r"policies.agent_12: 'agent_12' matches none of the agents"):
         map_agents({"agent_12": "own", "*": "own"}, AGENTS)
 
 

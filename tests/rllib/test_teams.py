@@ -256,7 +256,7 @@ def test_what_cannot_be_done_to_a_team_is_named_and_not_done():
     before = weights(algo)
     for call, words in (
         (lambda: algo.add_policy("left", "agent_0"), "policy 'left' exists already; policies are left, right"),
-        (lambda: algo.add_policy("new", "drone"), "'drone' matches no agent"),
+        (lambda: algo.add_policy("new", "drone"), "'drone' matches none of the agents"),
         (lambda: algo.add_policy("new", "agent_0", like="none"), "like is 'none', which is no policy"),
         (lambda: algo.freeze_policy("new"), "'new' is no policy; policies are left, right"),
         (lambda: algo.freeze_policy("left"), "policy 'left' is frozen already"),

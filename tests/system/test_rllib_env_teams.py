@@ -1,11 +1,9 @@
 """Teams of RLlib's `MultiAgentEnv`s train and are evaluated on the fast path. `Guild` refuses what is not allowed, and
 answers of those that it did not ask."""
 
-import math
-
 import pytest
 
-from rllib_hypermarl import HyperMARLConfig
+from tests.teams import small_team, train_and_evaluate
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ray_session")]
 GUILD = "tests.rllib_envs:Guild"
@@ -18,34 +16,16 @@ TEAMS = {
 }
 
 
-def build(env, env_config, hypermarl):
-    return (
-        HyperMARLConfig()
-        .environment(f"rllib/{env}", env_config=env_config)
-        .hypermarl(actor_hidden=[8], critic_hidden=[8], hypernet_hidden=[8], **hypermarl)
-        .training(num_epochs=2, minibatch_size=32, train_batch_size_per_learner=64)
-        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
-        .run(seed=0, torch_threads=1, device="cpu")
-        .build_algo()
-    )
-
-
 @pytest.mark.parametrize(("env", "env_config", "hypermarl"), TEAMS.values(), ids=TEAMS)
 def test_teams_train_and_are_evaluated(env, env_config, hypermarl):
-    algo = build(env, env_config, hypermarl)
-    for _ in range(3):
-        result = algo.train()
-    evaluated = algo.evaluate()["env_runners"]
-    algo.stop()
-    for value in (result["learners"]["hyper"]["total_loss"], evaluated["agent_return_mean"]):
-        assert math.isfinite(value)
+    learned, evaluated = train_and_evaluate(f"rllib/{env}", env_config, hypermarl)
     agents = evaluated["agent_episode_returns_mean"]
     assert set(agents) == ({"0", "1", "2"} if env == CARTPOLE else {"late", "7", "always"})
-    assert result["learners"]["hyper"]["num_module_steps_trained"] < 64 * len(agents)
+    assert learned["num_module_steps_trained"] < 64 * len(agents)
 
 
 def test_who_waits_learns_nothing_from_it():
-    algo = build("tests.rllib_envs:Seeded", {}, {})
+    algo = small_team("rllib/tests.rllib_envs:Seeded")
     rollout = algo.env_runner.sample()
     algo.stop()
     waits = (rollout.action_mask.sum(-1) == 1) & rollout.action_mask[..., 0]
