@@ -24,7 +24,7 @@ test: setup
 	$(PY) -m pytest -m "not system" -n 2 --dist loadfile $(ARGS)
 
 test-system: setup
-	$(PY) -m pytest -m system --timeout 1200 $(ARGS)
+	$(PY) -m pytest -m system -n 2 --dist loadfile --timeout 1200 $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
