@@ -2,22 +2,16 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from rllib_hypermarl.bench.measure import free_port
 from tests.helpers import ROOT, environment
 
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Head:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
+import random
 import resource
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +29,16 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "ray")},
     }
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has: above those of Ray's workers, below those that the system gives to outgoing
+    connections, one of which could take it before the caller does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 29_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def in_fresh_process(function: Callable, *args: Any, method: str = "spawn", preload: str | None = None) -> Any:

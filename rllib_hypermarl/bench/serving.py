@@ -3,7 +3,8 @@
 All serve four agents (16 numbers, two hidden layers of 64, 9 choices) from one process with one torch thread:
 
 - `nothing`: a Serve deployment that returns at once, the most that Serve's proxy lets through;
-- `example`: the class of RLlib's own example, as it is; it knows one agent, so a team's decision is four requests;
+- `example`: the class of RLlib's own example; it knows one agent, so a team's decision is four requests. As it is, but
+  for `max_ongoing_requests`: with Serve's default it breaks down under 32 clients;
 - `proxy`, `direct`: ours; `bare`: FastAPI, uvicorn and torch without Serve, the limit.
 
 Load comes from wrk, an external program, over connections that stay open. Every round starts each of them afresh; a
@@ -16,7 +17,6 @@ import contextlib
 import json
 import logging
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -42,7 +42,7 @@ from ..errors import ConfigError, RunFailedError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 from ..serving import Settings, build
 from ..serving.schemas import encode
-from .measure import machine
+from .measure import free_port, machine
 
 CLIENTS = (1, 8, 32, 128)
 AGENTS = tuple(f"agent_{i}" for i in range(4))
@@ -165,7 +165,7 @@ def _prepare(work: Path) -> Path:
 
 @contextlib.contextmanager
 def _ray_and_serve(settings: Settings) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -181,9 +181,12 @@ def _ray_and_serve(settings: Settings) -> Iterator[str]:
 @contextlib.contextmanager
 def _serve_session(work: Path) -> Iterator[dict[str, str]]:
     settings = Settings(bundle=str(work / "bundle"), num_cpus=0)
+    # Serve lets five requests into a replica at once unless told otherwise, and makes the others wait ever longer: with
+    # 32 clients the example answers less than a tenth of what it can. So everybody gets what ours has.
+    options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": settings.max_ongoing_requests}
     apps = {
-        "nothing": _Nothing.options(ray_actor_options={"num_cpus": 0}).bind(),
-        "example": ServeRLlibRLModule.options(ray_actor_options={"num_cpus": 0}).bind(str(work / "module")),
+        "nothing": _Nothing.options(**options).bind(),
+        "example": ServeRLlibRLModule.options(**options).bind(str(work / "module")),
         "proxy": build(settings),
     }
     with _ray_and_serve(settings) as url:
@@ -194,7 +197,7 @@ def _serve_session(work: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def _direct_session(work: Path) -> Iterator[dict[str, str]]:
-    port = _free_port()
+    port = free_port()
     settings = Settings(bundle=str(work / "bundle"), num_cpus=0, ingress="direct", direct_port=port)
     with _ray_and_serve(settings):
         serve.run(build(settings), name="direct", route_prefix="/")
@@ -203,7 +206,7 @@ def _direct_session(work: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def _bare_session(work: Path) -> Iterator[dict[str, str]]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "rllib_hypermarl.bench.serving_bare", str(work / "bundle"), str(port)]
     process = subprocess.Popen(command)
     try:
@@ -211,12 +214,6 @@ def _bare_session(work: Path) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --------------------------------------------------------------------------------------------------------------- load

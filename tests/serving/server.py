@@ -9,8 +9,8 @@ import httpx
 import psutil
 import pytest
 
+from rllib_hypermarl.bench.measure import free_port
 from tests.helpers import ROOT, processes_of, start, wait_until
-from tests.ray_head import free_port
 
 
 class Server:

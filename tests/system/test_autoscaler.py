@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
+from rllib_hypermarl.bench.measure import free_port
 from tests import helpers as processes
 from tests.helpers import ROOT, STEPS, rows, write_config
-from tests.ray_head import Head, free_port
+from tests.ray_head import Head
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 NODES = {

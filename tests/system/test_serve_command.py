@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from rllib_hypermarl import load_policy
+from rllib_hypermarl.bench.measure import free_port
 from rllib_hypermarl.serving import TeamClient
 from rllib_hypermarl.serving.schemas import encode
 from tests.helpers import ROOT, processes_of, run, start, wait_until
-from tests.ray_head import free_port
 from tests.serving.load import Load
 from tests.serving.server import Server
 from tests.serving.teams import AGENTS, assert_same_actions, observations, write_bundle

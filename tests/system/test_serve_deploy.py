@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from rllib_hypermarl import load_policy
+from rllib_hypermarl.bench.measure import free_port
 from tests.helpers import ROOT, STEPS, environment, wait_until, write_config
-from tests.ray_head import Head, free_port
+from tests.ray_head import Head
 from tests.serving.load import Load
 from tests.serving.teams import write_bundle
 

@@ -8,9 +8,9 @@ import pytest
 from ray import serve
 
 from rllib_hypermarl import load_policy
+from rllib_hypermarl.bench.measure import free_port
 from rllib_hypermarl.serving import Settings, build
 from rllib_hypermarl.serving.schemas import encode
-from tests.ray_head import free_port
 from tests.serving.teams import AGENTS, KINDS, OBS, assert_same_actions, observations, write_bundle
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
