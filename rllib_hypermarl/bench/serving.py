@@ -7,13 +7,15 @@ All serve four agents (16 numbers, two hidden layers of 64, 9 choices) from one 
   for `max_ongoing_requests`: with Serve's default it breaks down under 32 clients;
 - `proxy`, `direct`: ours; `bare`: FastAPI, uvicorn and torch without Serve, the limit.
 
-Load comes from wrk, an external program, over connections that stay open. Every round starts each of them afresh; a
-figure is the median of the rounds.
+Load comes from wrk, an external program, over connections that stay open. Every round starts each of them afresh, and
+asks those behind one proxy one after the other with the same number of clients. A figure is the median of the rounds, a
+ratio that of the rounds' own ratios: what slows the machine down for a minute slows down both sides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import shutil
@@ -78,7 +80,7 @@ def run(
     Returns:
         `points`: per app and number of clients, requests and team decisions per second, p50 and p99 in ms (medians),
         and errors (of all rounds). `batched`: one request for 256 environments, as env decisions per second.
-        `ratios`: those of the issue, where 32 clients were measured.
+        `ratios`: with 32 clients, medians over rounds and their range, where those were measured.
 
     Raises:
         ConfigError: there is no load generator.
@@ -93,12 +95,12 @@ def run(
                 with session(work) as urls:
                     for app, url in urls.items():
                         _check(app, url, work)
-                        kinds = [("single", n) for n in clients]
-                        kinds += [("batched", 1)] if app in ("proxy", "direct") else []
-                        for kind, n in kinds:
-                            point = _wrk(url, work / f"{'example' if app == 'example' else kind}.json", n, seconds)
-                            measured.setdefault((app, kind, n), []).append(point)
-                            log(f"{app:8} {kind:8} {n:4} clients {point['rate']:9,.0f}/s  {point['errors']} errors")
+                    for (kind, n), app in itertools.product([*(("single", n) for n in clients), ("batched", 1)], urls):
+                        if kind == "batched" and app not in ("proxy", "direct"):
+                            continue
+                        point = _wrk(urls[app], work / f"{'example' if app == 'example' else kind}.json", n, seconds)
+                        measured.setdefault((app, kind, n), []).append(point)
+                        log(f"{app:8} {kind:8} {n:4} clients {point['rate']:9,.0f}/s  {point['errors']} errors")
     points = [_point(app, n, found) for (app, kind, n), found in measured.items() if kind == "single"]
     batched = [
         {"app": app, "env_decisions_per_second": round(ENVS * statistics.median(p["rate"] for p in found)),
@@ -106,7 +108,8 @@ def run(
         for (app, kind, _), found in measured.items() if kind == "batched"
     ]  # fmt: skip
     points.sort(key=lambda point: (APPS.index(point["app"]), point["clients"]))
-    return {"points": points, "batched": batched, "ratios": _ratios(points), "machine": machine()}
+    rates = {app: [p["rate"] for p in measured.get((app, "single", 32), ())] for app in APPS}
+    return {"points": points, "batched": batched, "ratios": _ratios(rates), "machine": machine()}
 
 
 def _point(app: str, clients: int, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -122,19 +125,20 @@ def _point(app: str, clients: int, found: Sequence[dict[str, Any]]) -> dict[str,
     }
 
 
-def _ratios(points: Sequence[dict[str, Any]]) -> dict[str, float]:
-    at = {point["app"]: point for point in points if point["clients"] == 32}
-    if len(at) < len(APPS):
+def _ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Args: rates: app -> requests per second of each round."""
+    if not all(rates.values()):
         return {}
 
-    def ratio(first: str, second: str, key: str = "requests_per_second") -> float:
-        return round(at[first][key] / at[second][key], 2)
+    def ratio(first: str, second: str, times: int = 1) -> dict[str, Any]:
+        found = [times * a / b for a, b in zip(rates[first], rates[second], strict=True)]
+        return {"median": round(statistics.median(found), 2), "range": [round(min(found), 2), round(max(found), 2)]}
 
     return {
         "proxy to nothing": ratio("proxy", "nothing"),
         "proxy to example, requests": ratio("proxy", "example"),
         "direct to example, requests": ratio("direct", "example"),
-        "direct to example, team decisions": ratio("direct", "example", "team_decisions_per_second"),
+        "direct to example, team decisions": ratio("direct", "example", len(AGENTS)),
         "direct to bare": ratio("direct", "bare"),
     }
 
@@ -261,4 +265,8 @@ def table(results: dict[str, Any]) -> str:
         f"{b['app']}, {ENVS} envs a request: {b['env_decisions_per_second']:,} env decisions/s"
         for b in results["batched"]
     ]
-    return "\n".join([*lines, *(f"{name}: {ratio}" for name, ratio in results["ratios"].items())])
+    lines += [
+        f"{name}: {ratio['median']} ({ratio['range'][0]} to {ratio['range'][1]})"
+        for name, ratio in results["ratios"].items()
+    ]
+    return "\n".join(lines)
