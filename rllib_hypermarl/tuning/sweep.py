@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.sample import Domain
 
-from ..errors import ConfigError, StoppedBySignal
+from ..errors import ConfigError, RunFailedError, StoppedBySignal
 from ..rllib.grammar import read_yaml
 from ..rllib.resources import check_bundles
 from ..signals import StopSignals
@@ -40,11 +41,12 @@ from .study import (
 )  # fmt: skip
 
 SWEEP_FILE = "sweep.yaml"
-_SEND_SECONDS = 10.0
+_SEND_SECONDS = _LOOK_SECONDS = 10.0
 
 
 class Stopping(tune.Stopper):
-    """Ends a session of a sweep early: a signal, the time budget, or an error that every candidate would meet.
+    """Ends a session of a sweep early: a signal, the time budget, an error that every candidate would meet, or a Ray
+    without a living node, for which Tune would wait for ever.
 
     Trials that are stopped so stay unfinished, and go on in the sweep's next session.
     """
@@ -52,7 +54,9 @@ class Stopping(tune.Stopper):
     def __init__(self, seconds: float | None, signals: StopSignals):
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._signals = signals
+        self._looked = time.monotonic()
         self.error: str | None = None
+        self.nodes_lost = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         self.error = self.error or result.get(FATAL)
@@ -60,7 +64,10 @@ class Stopping(tune.Stopper):
 
     def stop_all(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self._signals.received is not None or self.error is not None
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self.nodes_lost = not any(node["Alive"] for node in ray.nodes())
+        return late or self._signals.received is not None or self.error is not None or self.nodes_lost
 
 
 def prepare(sweep: Sweep, directory: Path) -> None:
@@ -127,6 +134,7 @@ def run_sweep(
     Raises:
         ConfigError: the cluster could never run a candidate, or no candidate can work.
         StoppedBySignal: SIGINT or SIGTERM came; the same command goes on from there.
+        RunFailedError: no node of Ray's is left.
     """
     settings = sweep.settings
     directory = storage.path.absolute()
@@ -197,6 +205,10 @@ def run_sweep(
         raise ConfigError(stopping.error)
     if signals.received:
         raise StoppedBySignal(signals.received)
+    if stopping.nodes_lost:
+        raise RunFailedError(
+            "Ray has no living node left (was its raylet killed?); the same command goes on from there"
+        )
     begun = candidates(study).values()
     if begun and all(trial.state == TrialState.FAIL for trial in begun):
         raise ConfigError(f"no candidate can work: {next(iter(begun)).user_attrs.get(ERROR, 'see the errors above')}")

@@ -10,6 +10,7 @@ import statistics
 import time
 
 import optuna
+import psutil
 import pytest
 import yaml
 from optuna.trial import TrialState
@@ -18,7 +19,7 @@ from rllib_hypermarl.cli import run
 from rllib_hypermarl.rllib.grammar import read_yaml
 from rllib_hypermarl.tuning.study import STUDY_NAME, candidates, storage_url
 from tests import helpers as processes
-from tests.helpers import ROOT, game, rows, wait_until, write_config
+from tests.helpers import ROOT, game, processes_of, rows, wait_until, write_config
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 GRID = {"training.lr": {"grid": [1e-3, 1e-2]}, "hypermarl.embedding_dim": {"grid": [2, 4]}}
@@ -168,6 +169,21 @@ def test_a_stopped_sweep_is_saved_and_goes_on(tmp_path):
     assert all(trial.state != TrialState.RUNNING for trial in study(directory).get_trials())
     refused = processes.run("tune", path, "--out", directory, cwd=tmp_path)
     assert refused.returncode == 2 and "another sweep (config.run.stop_env_steps" in refused.stderr
+
+
+def test_a_sweep_whose_ray_died_does_not_wait_for_it(tmp_path):
+    path, directory = write_sweep(tmp_path), tmp_path / "sweep"
+    driver = processes.start("tune", path, f"run.stop_env_steps={128 * 4000}", "--out", directory, cwd=tmp_path)
+    runs = directory / "candidates" / "0000" / "seed_0"
+    wait_until(lambda: (runs / "result.json").exists() and len(rows(runs)) > 10, driver)
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "raylet" and os.getsid(process.pid) == driver.pid:
+            process.kill()
+    _, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert stderr.splitlines()[-1].startswith("error: Ray has no living node left")
+    assert all(trial.state != TrialState.RUNNING for trial in study(directory).get_trials())
+    wait_until(lambda: not processes_of(driver.pid), timeout=60)
 
 
 def test_the_shipped_quick_sweep_finds_a_config_that_does_as_well_again(tmp_path):
