@@ -43,8 +43,8 @@ class ParticleSpread(BatchedEnv):
             [2, 2, 2, 15, 9] as the paper has it (a public copy of the code has [3, 3, 3, 12, 9]).
         reward_scale: of the distance. The paper's code halves it: `local_ratio` is 0.5, and the other half goes to a
             team reward that this scenario leaves at zero. Published returns, sums over agents, are in these units: a
-            controller that knows its landmark and minimises the distance after each step returns -201 in bps/1 (paper:
-            -190.8), -400, -403 and -405 in bps/2 to 4; one that flies to the middle of all landmarks -703 in bps/1.
+            controller that knows its landmark and minimises the distance after each step returns -203 in bps/1 (paper:
+            -190.8), and -404 in bps/2 to 4.
         max_steps: steps of an episode.
     """
 

@@ -185,8 +185,8 @@ def _ray_and_serve(settings: Settings) -> Iterator[str]:
 @contextlib.contextmanager
 def _serve_session(work: Path) -> Iterator[dict[str, str]]:
     settings = Settings(bundle=str(work / "bundle"), num_cpus=0)
-    # Serve lets five requests into a replica at once unless told otherwise, and makes the others wait ever longer: with
-    # 32 clients the example answers less than a tenth of what it can. So everybody gets what ours has.
+    # Serve lets five requests into a replica at once unless told otherwise, and makes the others wait ever longer. So
+    # everybody gets what ours has.
     options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": settings.max_ongoing_requests}
     apps = {
         "nothing": _Nothing.options(**options).bind(),

@@ -107,52 +107,20 @@ def evaluate(
     beside: tuple[str, ...],
 ) -> None:
     """Play whole episodes greedily and report the returns (opens pickles, which can run code: only your own)."""
-    from .. import evaluation
-    from ..rllib import checkpoints
-    from ..rllib.measuring import measure_on
-    from .ray_session import ray_session
+    from .evaluating import evaluate_checkpoint
 
     if beside and video is None:
         raise click.UsageError("--beside: give the film's name with --video")
     if random and (metrics or video is not None):
         raise click.UsageError("--random: leave out --metrics and --video, which are about the team's own actions")
     if video is not None:
-        from ..report.video import check_video, film_teams
+        from ..report.video import check_video
 
         check_video(video)
-    stored = _stored(path)
-    checkpoint = checkpoints.find(stored.path)
-    others = [checkpoints.find(_stored(other).path) for other in beside]
-    with ray_session():
-        algo = checkpoints.load(checkpoint)
-        runner = algo.env_runner
-        if video is not None:  # first, so that an env without pictures is found at once
-            teams = [algo, *map(checkpoints.load, others)]
-            film_teams(teams, video, episodes=min(episodes, 3), seed=seed)
-            for team in teams[1:]:
-                team.stop()
-        env = runner.make_batched_env(min(episodes, 256))
-        groups = runner.net.spec.group_agents()
-        if random:
-            act = evaluation.random_actions(runner.net, seed)
-            played = evaluation.play(act, env, episodes, seed=seed, name=runner.env_name)
-        else:
-            played = evaluation.evaluate(runner.net, env, episodes, seed=seed, name=runner.env_name)
-        results = played.summary((), groups)
-        keys = ("agent_return_mean", "agent_return_std", "episode_return_mean", "episode_len_mean")
-        report = {
-            "checkpoint": str(checkpoint).replace(str(stored.path), str(stored)),
-            "env_steps": algo.env_steps,
-            "actions": "random" if random else "greedy",
-            "episodes": episodes,
-            "seed": seed,
-        }
-        report |= {key: results[key] for key in (*keys, *(["group_return_mean"] if groups else []))}
-        if metrics:
-            report["metrics"] = measure_on(runner)
-        if video is not None:
-            report["video"] = str(video)
-        algo.stop()
+    others = [_stored(other) for other in beside]
+    report = evaluate_checkpoint(
+        _stored(path), episodes, seed, random=random, metrics=metrics, video=video, others=others
+    )
     _print(report, as_json)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from rllib_hypermarl.envs import particle_spread
 
 from rllib_hypermarl import env as envs
 
@@ -162,3 +163,18 @@ def test_resumes_bit_for_bit():
 def test_wrong_configuration(wrong):
     with pytest.raises(envs.UnknownEnvError, match=next(iter(wrong))):
         make(**wrong)
+
+
+@pytest.mark.parametrize(("name", "team_return"), [("bps/1", -203), ("bps/2", -404), ("bps/3", -404), ("bps/4", -404)])
+def test_what_a_controller_gets_that_knows_its_landmark(name, team_return):
+    """The figure that learned teams are compared with: it minimises its distance after each step."""
+    env = envs.make(name, num_envs=4096)
+    step, total = env.reset(0), 0.0
+    own = env._group_of.view(1, -1, 1, 1).expand(4096, -1, 1, 2)
+    for _ in range(env.max_episode_steps):
+        velocity, landmarks = step.obs[..., :2], step.obs[..., 4:].unflatten(-1, (-1, 2))
+        target = landmarks.gather(2, own).squeeze(2)
+        moves = (velocity.unsqueeze(2) * (1 - particle_spread._DAMPING) + env._acceleration) * particle_spread._DT
+        step = env.step((target.unsqueeze(2) - moves).norm(dim=-1).argmin(dim=-1))
+        total += step.reward.sum(dim=1).mean().item()
+    assert total == pytest.approx(team_return, rel=0.015)
