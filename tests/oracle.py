@@ -48,24 +48,36 @@ def context_of(net: TeamNet, head: str, policy: int) -> Tensor:
     return torch.eye(len(spec.policies), dtype=torch.float64)[policy]
 
 
-def run_generator(net: TeamNet, head: str, index: int, context: Tensor) -> Tensor:
-    """One generator's output, a flat vector: hidden layers with ReLU, then an affine head."""
-    source, x = net.sources[head], context
+def run_generator(net: TeamNet, head: str, index: int, read: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What one generator puts out: hidden layers with ReLU, then an affine head; or two factors beside a base."""
+    source, x = net.sources[head], read
+    trunk = 0 if net.spec.hypernet_shared_trunk else index
     for weight, bias in zip(source.trunk_weights, source.trunk_biases, strict=True):
-        x = ACTIVATIONS["relu"](x @ weight[index] + bias[index, 0])
-    return x @ source.head_weights[index] + source.head_biases[index]
+        x = ACTIVATIONS["relu"](x @ weight[trunk] + bias[trunk, 0])
+    x, base = x @ source.head_weights[index], source.head_biases[index].reshape(shape)
+    if net.spec.hypernet_rank is None or len(shape) == 1:
+        return x.reshape(shape) + base
+    rank = min(net.spec.hypernet_rank, *shape)
+    down, up = x[: shape[0] * rank].reshape(shape[0], rank), x[shape[0] * rank :].reshape(rank, shape[1])
+    return base + sum(torch.outer(down[:, r], up[r]) for r in range(rank))
 
 
-def policy_layers(net: TeamNet, head: str, policy: int) -> list[tuple[Tensor, Tensor]]:
-    """One policy's ordinary network: `(weight [in, out], bias [out])` per layer. `full_id` reads `[x, one-hot]`."""
+def policy_layers(net: TeamNet, head: str, policy: int, row: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """One policy's ordinary network: `(weight [in, out], bias [out])` per layer. `full_id` reads `[x, one-hot]`.
+
+    Args:
+        row: `[in]`, for which it is generated, where generators read the observation.
+    """
     spec, source = net.spec.heads[head], net.sources[head]
     sizes = [spec.in_dim, *spec.hidden, spec.out_dim]
     layers = []
     for depth in range(len(sizes) - 1):
         if spec.sharing.startswith("hyper"):
-            context = context_of(net, head, policy)
-            weight = run_generator(net, head, 2 * depth, context).reshape(sizes[depth], sizes[depth + 1])
-            layers.append((weight, run_generator(net, head, 2 * depth + 1, context)))
+            read, shape = context_of(net, head, policy), (sizes[depth], sizes[depth + 1])
+            if net.spec.hypernet_reads_obs and spec.sharing == "hyper_mlp":
+                read = torch.cat([row, read])
+            weight = run_generator(net, head, 2 * depth, read, shape)
+            layers.append((weight, run_generator(net, head, 2 * depth + 1, read, shape[1:])))
         else:
             index = policy if spec.sharing == "none" else 0
             layers.append((source.weights[depth][index], source.biases[depth][index]))
@@ -88,8 +100,8 @@ def forward(net: TeamNet, head: str, x: Tensor) -> Tensor:
     """`[N, B, in] -> [N, B, out]`, agent by agent and row by row."""
     rows = []
     for agent, policy in enumerate(net.spec.agent_policies):
-        layers = policy_layers(net, head, policy)
-        rows.append(torch.stack([forward_row(net, head, layers, policy, row) for row in x[agent]]))
+        made = [(row, policy_layers(net, head, policy, row)) for row in x[agent]]
+        rows.append(torch.stack([forward_row(net, head, layers, policy, row) for row, layers in made]))
     return torch.stack(rows)
 
 

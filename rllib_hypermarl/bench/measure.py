@@ -1,8 +1,9 @@
-"""What the benches share: the machine, fresh processes, memory, stopwatches."""
+"""What the benches share: the machine, fresh processes, memory, stopwatches, results on disk."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import platform
@@ -15,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from ..errors import ConfigError
 
 
 def machine() -> dict[str, Any]:
@@ -83,3 +86,39 @@ class Stopwatch:
             return self._call(*args, **kwargs)
         finally:
             self.seconds += time.perf_counter() - start
+
+
+class Store:
+    """Results as JSON lines, each found again by what was asked for: work that takes hours can be stopped and go on."""
+
+    def __init__(self, file: Path):
+        """
+        Raises:
+            ConfigError: the file, or its directory, is not what it should be.
+        """
+        self._file, self._rows = file, []
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # a line that was cut by a kill
+                file.write_text(whole, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--out {file.parent}: cannot be used ({error})") from error
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                self._rows.append((row["asked"], row))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ConfigError(f"{file} line {number} is no result; remove it, or choose another --out") from error
+
+    def get(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row of what was asked for: from the file, or measured and appended to it."""
+        for known, row in self._rows:
+            if known == asked:
+                return row
+        row = {"asked": asked, **measure()}
+        with self._file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        self._rows.append((asked, row))
+        return row

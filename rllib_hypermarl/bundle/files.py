@@ -56,6 +56,8 @@ def save_bundle(
         BundleError: the path is taken or cannot be written, or the team does not fit what is said of it.
     """
     path = Path(os.path.abspath(path))
+    if any(map(net.spec.generated_by_row, net.spec.heads)):
+        raise BundleError(f"{path}: no bundle can be made of this team ({specs.BY_ROW})")
     if kind == "frozen":
         heads = list(net.spec.heads) if include_critic else net.spec.with_encoders(["actor"])
         net = without_generators(net, heads)

@@ -16,11 +16,12 @@ from ..errors import BundleError
 from ..nets import ActionSpec, HeadSpec, ModelSpec, TeamNet
 from ..nets.spec import encoder_of
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Goes up with everything that code before it would refuse or read otherwise, such as a new field of `ModelSpec`."""
 SPEC, WEIGHTS = "bundle.json", "weights.safetensors"
 MAX_NUMBERS = 2**28
 """Of a bundle, and of the weights that it generates: 1 GiB of single precision."""
+BY_ROW = "model.hypernet_reads_obs: a bundle holds a network for each policy, and here each observation has its own"
 _MAX_AGENTS = 4096
 _MAX_SIZE = 2**20  # of an observation, a layer, an action
 _MAX_SIZES = 1000  # layers and discrete components of actions, all together
@@ -75,7 +76,7 @@ class BundleSpec(_Model):
         files: sha256 of each file beside this one.
     """
 
-    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA_VERSION
     kind: Literal["frozen", "full"]
     agents: tuple[str, ...]
     observations: dict[str, Observation]
@@ -148,6 +149,8 @@ class BundleSpec(_Model):
             raise ValueError("model.normalise_values without a critic")
         if self.kind == "frozen" and any(head.sharing.startswith("hyper") for head in self.heads.values()):
             raise ValueError("a frozen bundle has no hypernetworks")
+        if any(map(model.generated_by_row, self.heads)):
+            raise ValueError(BY_ROW)
         if set(self.files) != {WEIGHTS}:
             raise ValueError(f"files must list {WEIGHTS}")
         return self
@@ -155,6 +158,7 @@ class BundleSpec(_Model):
     def _check_sizes(self) -> None:
         model = self.model
         sizes = [model.embedding_dim, model.memory_size, *model.hypernet_hidden, *model.actions.choices]
+        sizes += [] if model.hypernet_rank is None else [model.hypernet_rank]
         sizes += [size for own in model.agent_actions or () for size in own.choices]
         for head in self.heads.values():
             sizes += [head.in_dim, *head.hidden, head.out_dim]

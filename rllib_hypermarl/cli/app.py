@@ -268,21 +268,31 @@ def serve(bundle: Path, host: str, port: int, timeout: float, **options: Any) ->
 @app.command()
 @click.argument(
     "what",
-    type=click.Choice(["throughput", "scaling", "actors", "nodes", "tune", "serving", "pettingzoo", "stock_examples"]),
+    type=click.Choice(
+        ["throughput", "scaling", "actors", "nodes", "tune", "serving", "pettingzoo", "stock_examples", "peers"]
+    ),
     default="throughput",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved; medians count.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of throughput.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of throughput.")
+@click.option("--threads", type=click.IntRange(min=1), help="Torch's, of throughput, scaling and peers.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Of peers: what is finished is kept there."
+)
+@click.option("--environment", type=click.Path(file_okay=False, path_type=Path), help="Of peers: BenchMARL's.")
+@click.option("--seeds", type=click.IntRange(min=0), help="Of peers' learning task; 0: speed alone.")
+@click.option("--env-steps", type=click.IntRange(min=1), help="Of each run of that task.")
 @_JSON
-def bench(what: str, rounds: int, device: str, as_json: bool) -> None:
-    """Measure this library against a bare loop and stock RLlib on this machine."""
+def bench(what: str, rounds: int, as_json: bool, **options: Any) -> None:
+    """Measure this library against a bare loop, stock RLlib and, with peers, BenchMARL on this machine."""
     import importlib
+    from inspect import signature
 
-    if device != "cpu" and what != "throughput":
-        raise click.UsageError(f"--device: bench {what} runs on the CPU")
     module = importlib.import_module(f"..bench.{what}", __package__)
-    options = {"device": device} if what == "throughput" else {}
-    results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True), **options)
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() - signature(module.run).parameters.keys():
+        raise click.UsageError(f"--{key.replace('_', '-')}: bench {what} has no such option")
+    results = module.run(rounds=rounds, log=lambda line: print(line, file=sys.stderr, flush=True), **given)
     print(json.dumps(results, indent=1) if as_json else module.table(results))
 
 
@@ -291,21 +301,36 @@ def bench(what: str, rounds: int, device: str, as_json: bool) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: the first DIR.")
 @click.option("--threshold", type=float, help="A greedy return: say when it was first reached.")
 @click.option(
+    "--until", type=click.IntRange(min=1), help="Env steps after which nothing counts: compares at equal ones."
+)
+@click.option(
+    "--beside",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A YAML file of figures of others, docs/paper.yaml say, that stand beside ours.",
+)
+@click.option("--over", metavar="KEY", help="Draw final returns over a number of env_config, n_agents say.")
+@click.option(
     "--store",
     type=click.Path(file_okay=False, path_type=Path),
     help="Also write down there what is read of the runs: small, and a report on it is this report.",
 )
-def report(directories: tuple[str, ...], out: Path | None, threshold: float | None, store: Path | None) -> None:
+def report(directories: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Aggregate runs over their seeds: page, figures and numbers. DIR: a run, a sweep, or a directory of them."""
+    from ..report.words import finals_table
     from ..report.write import write_report
     from ..storage import is_uri
 
     found = [(called, _stored(called).path) for called in directories]
     if out is None and is_uri(directories[0]):
         raise click.UsageError("--out: give a directory for the report, runs are at a URI")
-    written, left_out = write_report(found, out or found[0][1], threshold=threshold, store=store)
-    for entry in left_out:
+    if options["until"] is not None and options["store"] is not None:
+        raise click.UsageError(
+            "--until: a store holds whole runs; leave it out, and give it to the report on the store"
+        )
+    written, numbers = write_report(found, out or found[0][1], **options)
+    for entry in numbers["left_out"]:
         print(f"left out: {entry['run']} {entry['why']}", file=sys.stderr)
+    print(finals_table(numbers))
     print(", ".join(str(path) for path in written))
 
 

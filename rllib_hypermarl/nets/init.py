@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from .contexts import Embedding
 from .groups import SeparateSources
 from .memory import Core
-from .sharing import Direct, HyperNetwork
+from .sharing import Direct, HyperNetwork, RowHyperNetwork
+
+_ROWS = 64  # standard normal observations for each policy, where what is generated depends on them
 
 
 def orthogonal(count: int, rows: int, cols: int, gain: float) -> Tensor:
@@ -109,6 +111,10 @@ def init_source(source: nn.Module, context: Tensor | None, scheme: str) -> None:
     if isinstance(source, SeparateSources):
         for part, read in zip(source.groups, source.contexts(context), strict=True):
             init_source(part, read, scheme)
+    elif isinstance(source, RowHyperNetwork):
+        policies = source.context_dim if context is None else len(context)
+        rows = torch.randn(policies, _ROWS, source.layers[0][0])
+        init_hypernetwork(source, source.read(context, rows), scheme, of_policies=False)
     elif isinstance(source, HyperNetwork):
         init_hypernetwork(source, context, scheme)
     else:
@@ -139,10 +145,10 @@ def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 1
     typical ones; where no draw gets there, the best one is kept.
     """
     kept = [weight.clone() for weight in source.trunk_weights]
-    scale = kept[0].new_ones(len(source.shapes))
+    scale = kept[0].new_ones(len(kept[0]))
     evenness = torch.full_like(scale, -1.0)  # shortest / typical length
     for _ in range(rounds):
-        length = torch.stack(source.features(context)).norm(dim=-1)  # [2L, P]
+        length = torch.stack(source.features(context)[: len(scale)]).norm(dim=-1)  # [trunks, P]
         typical = length.square().mean(-1).sqrt()
         even = length.min(-1).values / typical.clamp_min(1e-9)
         better = (even > evenness) & (evenness < 0.5)
@@ -159,8 +165,10 @@ def _unit_features(source: HyperNetwork, context: Tensor | None, rounds: int = 1
 
 
 @torch.no_grad()
-def init_hypernetwork(source: HyperNetwork, context: Tensor | None, scheme: str) -> None:
-    """Args: context `[P, d]` as it will be read at the start (None: the identity)."""
+def init_hypernetwork(source: HyperNetwork, context: Tensor | None, scheme: str, of_policies: bool = True) -> None:
+    """Args: context `[P, d]` as it will be read at the start (None: the identity). Not `of_policies`: a sample of what
+    will be read, for which features have unit length in the mean, and nothing more is exact.
+    """
     if scheme == "framework":
         for weight, bias in [
             *zip(source.trunk_weights, source.trunk_biases, strict=True),
@@ -177,12 +185,30 @@ def init_hypernetwork(source: HyperNetwork, context: Tensor | None, scheme: str)
     if scheme == "exact" and len(source.trunk_weights):
         _unit_features(source, context)
 
-    heads = zip(source.features(context), source.head_weights, source.head_biases, source.shapes, strict=True)
+    heads = zip(
+        source.features(context), source.head_weights, source.head_biases, source.shapes, source.ranks, strict=True
+    )
     gains = [gain for _, _, gain in source.layers for _ in range(2)]
-    for (features, weight, bias, shape), gain in zip(heads, gains, strict=True):
+    for (features, weight, bias, shape, rank), gain in zip(heads, gains, strict=True):
         weight.zero_()
         bias.zero_()
-        if len(shape) == 2:  # a matrix; generated biases start at zero
-            weight.copy_(orthogonal(len(weight), *shape, gain).flatten(1))
-            if scheme == "exact" and features is not None:
-                weight.copy_(calibrate(features, weight, gain * min(shape) ** 0.5))
+        if len(shape) == 1:  # generated biases start at zero
+            continue
+        calibrated = scheme == "exact" and of_policies and features is not None
+        if rank is None:
+            _init_blocks(weight, shape, gain, features if calibrated else None)
+            continue
+        # A base, and beside it `rank` directions of the same gain, by which policies differ; together the whole scale.
+        gain = gain * (1 + rank / min(shape)) ** -0.5
+        bias.copy_(orthogonal(1, *shape, gain).flatten())
+        down, up = weight.split([shape[0] * rank, rank * shape[1]], dim=1)
+        for factor, size in ((down, (shape[0], rank)), (up, (rank, shape[1]))):
+            _init_blocks(factor, size, gain**0.5, features if calibrated else None)
+
+
+def _init_blocks(weight: Tensor, shape: tuple[int, int], gain: float, features: Tensor | None) -> None:
+    """A head's kernel: each of its rows is an orthogonal matrix. Args: weight `[h, in * out]`; features `[P, h]`, for
+    which generated matrices get the norm of such a one."""
+    weight.copy_(orthogonal(len(weight), *shape, gain).flatten(1))
+    if features is not None:
+        weight.copy_(calibrate(features, weight, gain * min(shape) ** 0.5))

@@ -7,11 +7,12 @@ policies P, or 1 where all policies share the tensor.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .spec import HeadSpec
+from .spec import HeadSpec, ModelSpec
 
 Layer = tuple[Tensor, Tensor]
 Axis = tuple[int, int]
@@ -33,38 +34,57 @@ class HyperNetwork(nn.Module):
         context_dim: d.
         hidden: hidden sizes of each generator.
         layers: `(in, out, gain)` of the target network's layers.
+        shared_trunk: all generators read what one hidden stack puts out.
+        rank: matrices are `base + down @ up`, base for all policies, `down [in, rank]` and `up [rank, out]` generated.
+            None: every entry is generated.
     """
 
-    def __init__(self, context_dim: int, hidden: tuple[int, ...], layers: list[tuple[int, int, float]]):
+    def __init__(
+        self,
+        context_dim: int,
+        hidden: tuple[int, ...],
+        layers: list[tuple[int, int, float]],
+        shared_trunk: bool = False,
+        rank: int | None = None,
+    ):
         super().__init__()
         self.layers = layers
         self.shapes = [shape for i, o, _ in layers for shape in ((i, o), (o,))]  # matrix, bias, matrix, bias, ...
-        generators, sizes = len(self.shapes), [context_dim, *hidden]
+        self.ranks = [None if rank is None or len(shape) == 1 else min(rank, *shape) for shape in self.shapes]
+        trunks, sizes = 1 if shared_trunk else len(self.shapes), [context_dim, *hidden]
         self.trunk_weights = nn.ParameterList(
-            nn.Parameter(torch.empty(generators, i, o)) for i, o in itertools.pairwise(sizes)
+            nn.Parameter(torch.empty(trunks, i, o)) for i, o in itertools.pairwise(sizes)
         )
-        self.trunk_biases = nn.ParameterList(nn.Parameter(torch.empty(generators, 1, o)) for o in hidden)
-        outputs = [torch.Size(shape).numel() for shape in self.shapes]
+        self.trunk_biases = nn.ParameterList(nn.Parameter(torch.empty(trunks, 1, o)) for o in hidden)
+        full = [torch.Size(shape).numel() for shape in self.shapes]
+        outputs = [
+            numbers if rank is None else rank * sum(shape)
+            for numbers, rank, shape in zip(full, self.ranks, self.shapes, strict=True)
+        ]
         self.head_weights = nn.ParameterList(nn.Parameter(torch.empty(sizes[-1], out)) for out in outputs)
-        self.head_biases = nn.ParameterList(nn.Parameter(torch.empty(out)) for out in outputs)
+        self.head_biases = nn.ParameterList(nn.Parameter(torch.empty(numbers)) for numbers in full)
 
     def features(self, context: Tensor | None) -> list[Tensor | None]:
         """What each generator's last layer reads: `[P, h]` per generator."""
         if not len(self.trunk_weights):
             return [context] * len(self.shapes)
-        x = None if context is None else context.expand(len(self.shapes), *context.shape)
+        x = None if context is None else context.expand(len(self.trunk_weights[0]), *context.shape)
         for weight, bias in zip(self.trunk_weights, self.trunk_biases, strict=True):
             x = torch.relu(_affine(x, weight, bias))
-        return list(x.unbind(0))
+        return list(x.expand(len(self.shapes), *x.shape[1:]).unbind(0))
 
     def forward(self, context: Tensor | None) -> list[Layer]:
         """Args: context `[P, d]`, or None for the identity. Returns `(weight [P, in, out], bias [P, out])` a layer."""
-        flat = [
-            weight + bias if x is None else torch.addmm(bias, x, weight)
-            for x, weight, bias in zip(self.features(context), self.head_weights, self.head_biases, strict=True)
-        ]
-        generated = [x.view(-1, *shape) for x, shape in zip(flat, self.shapes, strict=True)]
+        parts = (self.features(context), self.head_weights, self.head_biases, self.shapes, self.ranks)
+        generated = [self._head(*part) for part in zip(*parts, strict=True)]
         return list(zip(generated[::2], generated[1::2], strict=True))
+
+    @staticmethod
+    def _head(x: Tensor | None, weight: Tensor, bias: Tensor, shape: tuple[int, ...], rank: int | None) -> Tensor:
+        if rank is None:
+            return (weight + bias if x is None else torch.addmm(bias, x, weight)).view(-1, *shape)
+        down, up = (weight if x is None else x @ weight).split([shape[0] * rank, rank * shape[1]], dim=1)
+        return torch.baddbmm(bias.view(shape), down.reshape(-1, shape[0], rank), up.reshape(-1, rank, shape[1]))
 
     def policy_axes(self, one_hot: bool) -> dict[str, Axis]:
         """Parameter -> where it holds one slice per policy: a one-hot context picks rows of the first layers."""
@@ -73,6 +93,71 @@ class HyperNetwork(nn.Module):
         if len(self.trunk_weights):
             return {"trunk_weights.0": (1, 0)}
         return {f"head_weights.{i}": (0, 0) for i in range(len(self.shapes))}
+
+
+class RowHyperNetwork(HyperNetwork):
+    """Generators that also read what the target network reads: every row has weights of its own.
+
+    The paper's ablation without gradient decoupling: the gradient in a policy's weights no longer factors into one part
+    of the context and one of the observations. It costs about as much arithmetic per row as generating a network does.
+
+    Args: as of `HyperNetwork`.
+    """
+
+    _CHUNK = 4096  # rows whose products of features and inputs are held at once
+
+    def __init__(
+        self,
+        context_dim: int,
+        hidden: tuple[int, ...],
+        layers: list[tuple[int, int, float]],
+        shared_trunk: bool = False,
+    ):
+        super().__init__(layers[0][0] + context_dim, hidden, layers, shared_trunk)
+        self.context_dim = context_dim
+
+    def forward(self, context: Tensor | None) -> list[Layer]:
+        """Nothing: no weights belong to a policy alone; see `apply`."""
+        return []
+
+    def read(self, context: Tensor | None, x: Tensor, policies: slice = slice(None)) -> Tensor:
+        """What the generators read, `[P * B, in + d]`. Args: as of `apply`."""
+        context = torch.eye(self.context_dim, dtype=x.dtype, device=x.device) if context is None else context
+        return torch.cat([x, context[policies].unsqueeze(1).expand(*x.shape[:2], -1)], dim=-1).flatten(0, 1)
+
+    def apply(
+        self, context: Tensor | None, x: Tensor, act: Callable[[Tensor], Tensor], policies: slice = slice(None)
+    ) -> Tensor:
+        """Runs every row through the network that is generated for it.
+
+        Args:
+            context: `[P, d]`, or None, the identity.
+            x: `[P, B, in]`.
+            act: between layers.
+            policies: those whose rows x holds.
+
+        Returns:
+            `[P, B, out]`.
+        """
+        read = self.read(context, x, policies).split(self._CHUNK)
+        parts = [self._rows(*part, act) for part in zip(read, x.flatten(0, 1).split(self._CHUNK), strict=True)]
+        return torch.cat(parts).unflatten(0, x.shape[:2])
+
+    def _rows(self, read: Tensor, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        """`x W(h) + b(h)` per layer. W = sum_k h_k K_k + base, so all pairs `h_k x_i` meet all K in one product."""
+        features = self.features(read)
+        for depth, (i, o, _) in enumerate(self.layers):
+            matrix, bias = 2 * depth, 2 * depth + 1
+            x = act(x) if depth else x
+            pairs = (features[matrix].unsqueeze(2) * x.unsqueeze(1)).flatten(1)  # [rows, h * in]
+            offset = torch.addmm(self.head_biases[bias], features[bias], self.head_weights[bias])
+            offset = torch.addmm(offset, x, self.head_biases[matrix].view(i, o))
+            x = torch.addmm(offset, pairs, self.head_weights[matrix].view(-1, o))
+        return x
+
+    def policy_axes(self, one_hot: bool) -> dict[str, Axis]:
+        in_dim = self.layers[0][0]
+        return {name: (dim, in_dim + first) for name, (dim, first) in super().policy_axes(one_hot).items()}
 
 
 class Direct(nn.Module):
@@ -113,12 +198,16 @@ class DirectWithId(Direct):
         return {"weights.0": (1, self.in_dim)}
 
 
-def make_source(head: HeadSpec, num_policies: int, context_dim: int, hypernet_hidden: tuple[int, ...]) -> nn.Module:
-    """The weight source of a head. `context_dim` and `hypernet_hidden` matter to hypernetworks only."""
+def make_source(spec: ModelSpec, head: HeadSpec, num_policies: int, context_dim: int) -> nn.Module:
+    """The weight source of one of a spec's heads, for a number of its policies."""
     if head.sharing == "none":
         return Direct(num_policies, head.layers, per_policy=True)
     if head.sharing == "full":
         return Direct(1, head.layers)
     if head.sharing == "full_id":
         return DirectWithId(num_policies, head.layers)
-    return HyperNetwork(context_dim, hypernet_hidden if head.sharing == "hyper_mlp" else (), head.layers)
+    if head.sharing == "hyper_linear":
+        return HyperNetwork(context_dim, (), head.layers, rank=spec.hypernet_rank)
+    if spec.hypernet_reads_obs:
+        return RowHyperNetwork(context_dim, spec.hypernet_hidden, head.layers, spec.hypernet_shared_trunk)
+    return HyperNetwork(context_dim, spec.hypernet_hidden, head.layers, spec.hypernet_shared_trunk, spec.hypernet_rank)

@@ -73,6 +73,11 @@ class ModelSpec:
             paper's two variants).
         embedding_dim: size d of a learned embedding.
         hypernet_hidden: hidden sizes of every generator of `hyper_mlp`; `hyper_linear` has none.
+        hypernet_shared_trunk: whether the generators of a head have their hidden layers in common.
+        hypernet_rank: generated matrices are a learned one for all policies plus a generated product of this rank.
+            None: every entry is generated.
+        hypernet_reads_obs: generators of `hyper_mlp` also read what the target network reads, so that every row has
+            weights of its own (the paper's ablation without gradient decoupling).
         init: `exact`, `paper` or `framework`, see `nets/init.py`.
         actions: what agents can do, and how the outputs of the head `actor` mean it. None: a model without an actor.
         agent_actions: what each agent can do, where that differs; every one of them fits into `actions`. None: all
@@ -93,6 +98,9 @@ class ModelSpec:
     context: Context | None = None
     embedding_dim: int = 4
     hypernet_hidden: tuple[int, ...] = (64,)
+    hypernet_shared_trunk: bool = False
+    hypernet_rank: int | None = None
+    hypernet_reads_obs: bool = False
     init: Init = "exact"
     actions: ActionSpec | None = None
     normalise_obs: bool = False
@@ -126,6 +134,10 @@ class ModelSpec:
             raise ValueError(f"memory is {self.memory!r}, valid are {', '.join(MEMORIES)} and None")
         if self.memory is not None and self.frozen:
             raise ValueError(f"frozen is {self.frozen}: policies with memory share a core that goes on learning")
+        if self.hypernet_rank is not None and self.hypernet_rank < 1:
+            raise ValueError(f"hypernet_rank is {self.hypernet_rank}: expected None or a positive number")
+        if self.hypernet_reads_obs:
+            self._check_reads_obs()
         encoded = {name for name in self.heads if encoder_of(name) in self.heads}
         if encoded != (set(self.heads) - set(map(encoder_of, encoded)) if self.memory is not None else set()):
             raise ValueError(f"memory is {self.memory!r}: with one, and only then, every head has an encoder")
@@ -142,6 +154,13 @@ class ModelSpec:
                 raise ValueError(f"heads[{name!r}].reads is {head.reads!r}, valid are {get_args(Reads)}")
             if head.activation not in ACTIVATIONS:
                 raise ValueError(f"heads[{name!r}].activation is {head.activation!r}, valid are {ACTIVATIONS}")
+
+    def _check_reads_obs(self) -> None:
+        for key in ("memory", "groups", "frozen", "hypernet_rank"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"hypernet_reads_obs with {key} {getattr(self, key)!r}: weights of rows cannot have it"
+                )
 
     def reader(self, head: str) -> HeadSpec:
         """Who reads what a head is about: its encoder in a team with memory, else the head itself."""
@@ -175,6 +194,10 @@ class ModelSpec:
     def context_of(self, head: HeadSpec) -> Context:
         """The kind of context that generates this head."""
         return self.context or ("embedding" if head.sharing == "hyper_mlp" else "one_hot")
+
+    def generated_by_row(self, head: str) -> bool:
+        """Whether a head's weights depend on what it reads: then there are none to generate beforehand."""
+        return self.hypernet_reads_obs and self.heads[head].sharing == "hyper_mlp"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

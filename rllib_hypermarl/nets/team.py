@@ -15,68 +15,11 @@ from .memory import Core, Memory
 from .normalise import RunningNorm
 from .sharing import Axis, Layer, make_source
 from .spec import HeadSpec, ModelSpec, encoder_of
+from .target import ACTIVATIONS, AgentGroups, apply_target
 
 Weights = dict[str, list[Layer]]
 _OBS_LIMIT = 10.0  # standard deviations
 _VALUE_WINDOW = 100.0  # updates over which value targets are normalised: returns grow as a team learns
-_ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_}
-
-
-def apply_target(layers: list[Layer], x: Tensor, activation: str) -> Tensor:
-    """Runs every policy's target network on its own rows.
-
-    Args:
-        layers: `(weight [G, in, out], bias [G, out])` per layer; a leading 1 means one tensor for all.
-        x: `[P, B, in]`.
-
-    Returns:
-        `[P, B, out]`.
-    """
-    act = _ACTIVATIONS[activation]
-    for depth, (weight, bias) in enumerate(layers):
-        if depth:
-            x = act(x)
-        if len(weight) == len(x):
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight)
-        elif len(bias) == 1:
-            x = torch.addmm(bias[0], x.reshape(-1, x.shape[-1]), weight[0]).view(*x.shape[:2], bias.shape[-1])
-        else:
-            x = x @ weight[0] + bias.unsqueeze(1)
-    return x
-
-
-class AgentGroups(nn.Module):
-    """Moves rows of N agents to their P policies and back: P = N, P < N and P = 1 in one code path.
-
-    Policies with fewer agents than the largest are filled up with rows of agent 0, whose outputs nobody reads.
-    """
-
-    def __init__(self, agent_policies: tuple[int, ...], num_policies: int):
-        super().__init__()
-        members: list[list[int]] = [[] for _ in range(num_policies)]
-        for agent, policy in enumerate(agent_policies):
-            members[policy].append(agent)
-        self.size = max(len(group) for group in members)
-        slots = [group + [0] * (self.size - len(group)) for group in members]
-        places = {agent: p * self.size + i for p, group in enumerate(members) for i, agent in enumerate(group)}
-        home = [places[agent] for agent in range(len(agent_policies))]
-        order = [agent for group in slots for agent in group]
-        self.register_buffer("slots", torch.tensor(order), persistent=False)
-        self.register_buffer("policy_of", torch.tensor(agent_policies), persistent=False)
-        self.register_buffer("home", torch.tensor(home), persistent=False)
-        self.identity = order == list(range(len(agent_policies)))
-        self.num_policies = num_policies
-
-    def gather(self, x: Tensor) -> Tensor:
-        """`[N, B, ...] -> [P, K * B, ...]`, K the most agents of one policy."""
-        if not self.identity:
-            x = x.index_select(0, self.slots)
-        return x.reshape(self.num_policies, -1, *x.shape[2:])
-
-    def scatter(self, x: Tensor) -> Tensor:
-        """`[P, K * B, ...] -> [N, B, ...]`."""
-        x = x.reshape(self.num_policies * self.size, -1, *x.shape[2:])
-        return x if self.identity else x.index_select(0, self.home)
 
 
 class TeamNet(nn.Module):
@@ -160,7 +103,7 @@ class TeamNet(nn.Module):
         one_hot, members = self.spec.context_of(head) == "one_hot", self.spec.group_rows()
         dims = [len(rows) if one_hot else self.spec.embedding_dim for rows in members]
         sizes = zip(map(len, members), dims, strict=True)
-        sources = [make_source(head, count, dim, self.spec.hypernet_hidden) for count, dim in sizes]
+        sources = [make_source(self.spec, head, count, dim) for count, dim in sizes]
         return SeparateSources(sources, members) if self.spec.groups else sources[0]
 
     def _context(self, head: str) -> Tensor | None:
@@ -168,7 +111,10 @@ class TeamNet(nn.Module):
         return self.contexts[self.spec.context_of(spec)]() if spec.sharing.startswith("hyper") else None
 
     def generate(self, *heads: str) -> Weights:
-        """The target weights of the named heads and their encoders (all if none is named), for every policy."""
+        """The target weights of the named heads and their encoders (all if none is named), for every policy.
+
+        Of heads that are generated row by row (`hypernet_reads_obs`) there are none, and the list of layers is empty.
+        """
         names = self.spec.with_encoders(heads) or self.sources
         weights = {name: self.sources[name](self._context(name)) for name in names}
         if self.snapshot is not None and "actor" in weights:
@@ -178,13 +124,24 @@ class TeamNet(nn.Module):
     def forward(self, head: str, x: Tensor, weights: Weights) -> Tensor:
         """Args: x `[N, B, in]`, each agent's own rows. Returns `[N, B, out]`."""
         grouped = self.groups.gather(x)
+        if self.spec.generated_by_row(head):
+            return self.groups.scatter(self._apply_by_row(head, grouped))
         return self.groups.scatter(apply_target(weights[head], grouped, self.spec.heads[head].activation))
+
+    def _apply_by_row(self, head: str, x: Tensor, policies: slice = slice(None)) -> Tensor:
+        """Args: x `[P, B, in]`, of some policies. Returns `[P, B, out]`."""
+        activation = ACTIVATIONS[self.spec.heads[head].activation]
+        return self.sources[head].apply(self._context(head), x, activation, policies)
 
     def of_policy(self, policy: int, head: str, x: Tensor, weights: Weights) -> Tensor:
         """One policy's network alone. Args: policy, its index; x `[..., in]`. Returns `[..., out]`."""
-        layers = [tuple(t if len(t) == 1 else t[policy : policy + 1] for t in layer) for layer in weights[head]]
-        out = apply_target(layers, x.flatten(0, -2).unsqueeze(0), self.spec.heads[head].activation).squeeze(0)
-        return out.unflatten(0, x.shape[:-1])
+        rows, own = x.flatten(0, -2).unsqueeze(0), slice(policy, policy + 1)
+        if self.spec.generated_by_row(head):
+            out = self._apply_by_row(head, rows, own)
+        else:
+            layers = [tuple(t if len(t) == 1 else t[own] for t in layer) for layer in weights[head]]
+            out = apply_target(layers, rows, self.spec.heads[head].activation)
+        return out.squeeze(0).unflatten(0, x.shape[:-1])
 
     def recalled_of_policy(
         self, policy: int, head: str, x: Tensor, weights: Weights, state: Tensor
@@ -202,7 +159,7 @@ class TeamNet(nn.Module):
         """
         encoder = encoder_of(head)
         seen = self.of_policy(policy, encoder, x.transpose(0, 1).flatten(0, 1), weights)
-        seen = _ACTIVATIONS[self.spec.heads[encoder].activation](seen)
+        seen = ACTIVATIONS[self.spec.heads[encoder].activation](seen)
         seen, after = self.cores[head](seen.unsqueeze(0), state.unsqueeze(0), None)
         return seen[0].unflatten(0, (-1, len(x))).transpose(0, 1), after[0]
 
@@ -233,7 +190,7 @@ class TeamNet(nn.Module):
                 "remember (memory=...), and cannot be asked about single observations"
             )
         encoder = encoder_of(head)
-        seen = _ACTIVATIONS[self.spec.heads[encoder].activation](self(encoder, x, weights))
+        seen = ACTIVATIONS[self.spec.heads[encoder].activation](self(encoder, x, weights))
         core = self.cores[head]
         one_step = memory.lost is None
         seen, memory.state = core.step(seen, memory.state) if one_step else core(seen, memory.state, memory.lost)

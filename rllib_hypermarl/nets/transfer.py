@@ -157,8 +157,9 @@ def _misfits(source: ModelSpec, target: ModelSpec, name: str) -> Iterator[str]:
         pairs["context"] = contexts = source.context_of(there), target.context_of(here)
         if contexts == ("embedding", "embedding"):
             pairs["embedding_dim"] = source.embedding_dim, target.embedding_dim
-        if here.sharing == "hyper_mlp":
-            pairs["hypernet_hidden"] = source.hypernet_hidden, target.hypernet_hidden
+        pairs["hypernet_rank"] = source.hypernet_rank, target.hypernet_rank
+        for key in ("hidden", "shared_trunk", "reads_obs") if here.sharing == "hyper_mlp" else ():
+            pairs[f"hypernet_{key}"] = getattr(source, f"hypernet_{key}"), getattr(target, f"hypernet_{key}")
     for key, (a, b) in pairs.items():
         if a != b:
             yield f"{name}.{key} is {a!r} there and {b!r} here"

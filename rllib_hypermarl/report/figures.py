@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,19 +18,20 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SCALES = {"env_steps": (1e6, "env steps, millions"), "seconds": (60.0, "minutes of training")}
-_FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 _CONFIDENCE = "shaded: 95 % interval over seeds"
 
 
 def task_figures(task: Mapping[str, Any], threshold: float | None) -> dict[str, bytes]:
     """The figures of one task, as PNGs by name; those that it has no numbers for are left out."""
-    with matplotlib.rc_context(_FONT):
+    with matplotlib.rc_context(FONT):
         drawn = {
             "curves": _curves(task["groups"], threshold),
             "final": _finals(task["groups"], threshold),
             "metrics": _metrics(task["groups"]),
+            "embeddings": _embeddings(task["groups"]),
         }
-        return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+        return {name: png(figure) for name, figure in drawn.items() if figure is not None}
 
 
 def name_of(group: Mapping[str, Any]) -> str:
@@ -63,7 +65,7 @@ def _curves(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Fig
                 axes.axhline(threshold, color="0.5", linewidth=0.8)
             _label(axes, over)
         row[0].set_ylabel(f"return per agent, {kind}")
-    _legend(figure, grid[0][0])
+    legend(figure, grid[0][0])
     return figure
 
 
@@ -82,7 +84,39 @@ def _metrics(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
             _line(axes, group["metrics"].get(name), "env_steps", index, name_of(group))
         _label(axes, "env_steps")
         axes.set_ylabel(name)
-    _legend(figure, grid[0][0])
+    legend(figure, grid[0][0])
+    return figure
+
+
+def _embeddings(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Maps of learned embeddings, from where they were first measured to where they were last: the two directions in
+    which they differ most."""
+    known = [group for group in groups if group["embeddings"] is not None]
+    if not known:
+        return None
+    rows = (len(known) + 2) // 3
+    figure = Figure(figsize=(10, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, 3, squeeze=False)
+    for axes in grid.flat[len(known) :]:
+        axes.remove()
+    for axes, group in zip(grid.flat, known, strict=False):
+        found = group["embeddings"]
+        first, last = (np.array(found[name]["values"], dtype=float) for name in ("first", "last"))
+        both = np.concatenate([first, last])
+        centre = both.mean(axis=0)
+        _, lengths, directions = np.linalg.svd(both - centre, full_matrices=False)
+        shares = np.append(lengths**2 / max((lengths**2).sum(), 1e-12), 0.0)
+        plane = np.zeros((both.shape[1], 2))
+        plane[:, : min(2, len(directions))] = directions[:2].T
+        for index, (start, end) in enumerate(zip((first - centre) @ plane, (last - centre) @ plane, strict=True)):
+            axes.plot(*zip(start, end, strict=True), color="0.6", linewidth=0.8)
+            axes.plot(*end, marker(index), color=style(index)["color"], markersize=6)
+            axes.annotate(found["policies"][index], end, (4, 4), textcoords="offset points", fontsize=7)
+        axes.set_title(f"{group['label']}, seed {found['seed']}", fontsize=8)
+        axes.set_xlabel(f"{shares[0]:.0%} of the variance")
+        axes.set_ylabel(f"{shares[1]:.0%}")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.grid(alpha=0.25)
     return figure
 
 
@@ -106,10 +140,10 @@ def _label(axes: Axes, over: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes, intervals: str = _CONFIDENCE) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(len(label) for label in labels) > 60 else 2 if len(labels) > 3 else len(labels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=f"IQM; {_CONFIDENCE}")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=f"IQM; {intervals}")
 
 
 def _finals(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
@@ -131,17 +165,20 @@ def _finals(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Fig
                 axes.plot([final["low"], final["high"]], [y, y], color=colour, linewidth=2.2)
             shape = {"color": colour, "markersize": 7, "markerfacecolor": colour if kind == "greedy" else "white"}
             axes.plot(final["iqm"], y, marker(index), **shape)
+        if group["reference"] is not None:
+            axes.plot(group["reference"]["value"], place - 0.25, "k*", markersize=7)
     if threshold is not None:
         axes.axvline(threshold, color="0.5", linewidth=0.8)
     axes.set_yticks(range(len(done)), [name_of(group) for _, group in done])
     axes.set_ylim(len(done) - 0.4, -0.6)
     axes.grid(alpha=0.25, axis="x")
     hollow = "; hollow: `evaluate` of the last networks" if "evaluated" in kinds else ""
-    axes.set_xlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}")
+    star = "; star: figures of others" if any(group["reference"] for _, group in done) else ""
+    axes.set_xlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}{star}")
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return file.getvalue()

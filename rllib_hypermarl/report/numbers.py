@@ -8,29 +8,38 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .grouping import Group, Task
+from .reference import Reference
 from .statistics import CONFIDENCE, REPS, curve, estimate, plain, to_threshold
 from .store import ENV_STEPS, GREEDY, PARAMETERS, SAMPLED, SECONDS, THROUGHPUT, Run
 
 
 def report_numbers(
-    tasks: Sequence[Task], left_out: Sequence[Mapping[str, str]], threshold: float | None
+    tasks: Sequence[Task],
+    left_out: Sequence[Mapping[str, str]],
+    threshold: float | None = None,
+    until: int | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Everything that a report says. The same runs give the same numbers, to the last byte.
 
     Args:
         left_out: `run` and `why` of runs that do not count.
         threshold: the greedy return whose first crossing is looked for; None: none is.
+        until: env steps after which nothing counts; None: all of it does.
+        reference: figures of others, which stand beside the groups they fit.
     """
     return {
         "return": "mean over agents of an episode's return",
         "aggregate": f"interquartile mean over seeds, {CONFIDENCE:.0%} stratified bootstrap interval, {REPS} resamples",
         "threshold": threshold,
+        "until": until,
+        "reference": None if reference is None else reference.name,
         "tasks": [
             {
                 "name": task.name,
                 "env": task.env,
                 "env_config": task.env_config,
-                "groups": [_group_numbers(group, threshold) for group in task.groups],
+                "groups": [_group_numbers(group, threshold, reference) for group in task.groups],
             }
             for task in tasks
         ],
@@ -39,7 +48,7 @@ def report_numbers(
     }
 
 
-def _group_numbers(group: Group, threshold: float | None) -> dict[str, Any]:
+def _group_numbers(group: Group, threshold: float | None, reference: Reference | None) -> dict[str, Any]:
     greedy, sampled = ([run.series(metric) for run in group.runs] for metric in (GREEDY, SAMPLED))
     finals = {
         "greedy": [_last(run, GREEDY) for run in group.runs],
@@ -55,6 +64,7 @@ def _group_numbers(group: Group, threshold: float | None) -> dict[str, Any]:
         "env_steps": min(run.env_steps for run in group.runs),
         "parameters": plain(group.runs[0].rows[0].get(PARAMETERS, float("nan"))),
         "final": {name: estimate(values) if group.finished else None for name, values in finals.items()},
+        "reference": None if reference is None else reference.beside(group.runs[0].config),
         "to_threshold": None if threshold is None or not group.finished else to_threshold(greedy, threshold),
         "seconds": plain(median_of.median(run.rows[-1][SECONDS] for run in group.runs)),
         "env_steps_per_second": plain(median_of.median(_throughput(run) for run in group.runs)),
@@ -66,7 +76,19 @@ def _group_numbers(group: Group, threshold: float | None) -> dict[str, Any]:
             metric.partition("/")[2]: curve([run.series(metric) for run in group.runs], "env_steps")
             for metric in measured
         },
+        "embeddings": _embeddings(group.runs),
     }
+
+
+def _embeddings(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Of the first run that has some: two seeds' embeddings have no directions in common to average."""
+    found = next(((run.seed, kept) for run in runs if (kept := run.embeddings()) is not None), None)
+    if found is None:
+        return None
+    seed, kept = found
+    for name in ("first", "last"):
+        kept[name]["values"] = [[plain(x) for x in row] for row in kept[name]["values"]]
+    return {"seed": seed, **kept}
 
 
 def _run_numbers(run: Run, task: Task, group: Group) -> dict[str, Any]:

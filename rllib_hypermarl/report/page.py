@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from .figures import name_of
-from .statistics import ENOUGH
+from .words import count, crossing, duration, interval, number, reported
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -24,25 +24,31 @@ img{max-width:100%;height:auto}
 img,tr{break-inside:avoid}.wide{overflow:visible}}
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>Return: {{ numbers.return }}. Aggregates: {{ numbers.aggregate }}. Greedy: of evaluation episodes, in which agents
+<p>{% if numbers.until is not none %}Of every run the first {{ numbers.until | count }} env steps. {% endif %}
+Return: {{ numbers.return }}. Aggregates: {{ numbers.aggregate }}. Greedy: of evaluation episodes, in which agents
 take their likeliest actions; sampled: of training episodes. Medians over seeds where no interval stands. Numbers are in
 <code>report.json</code>; <code>marl_eval.json</code> is for marl-eval.</p>
 {% for note in notes %}<p>marl_eval.json: {{ note }}.</p>
+{% endfor %}{% for name, source in across.items() %}<p><img alt="final returns {{ name }}" src="{{ source }}"></p>
 {% endfor %}{% for task in numbers.tasks %}<h2>{{ task.name }}</h2>
 <div class="wide"><table>
 <tr><th>group</th><th class="n">seeds</th><th class="n">greedy, last</th>{% if task.groups | any_final("evaluated") %}
-<th class="n"><code>evaluate</code></th>{% endif %}<th class="n">sampled, last</th>
+<th class="n"><code>evaluate</code></th>{% endif %}{% if numbers.reference %}
+<th class="n">{{ numbers.reference }}</th>{% endif %}<th class="n">sampled, last</th>
 {% if numbers.threshold is not none %}<th>to a greedy return of {{ numbers.threshold }}</th>{% endif %}
 <th class="n">env steps</th><th class="n">training</th><th class="n">env steps per second</th>
 <th class="n">parameters</th></tr>
 {% for group in task.groups %}<tr><td>{{ group | name }}</td><td class="n">{{ group.seeds | length }}</td>
 <td class="n">{{ group.final.greedy | interval }}</td>{% if task.groups | any_final("evaluated") %}
-<td class="n">{{ group.final.evaluated | interval }}</td>{% endif %}
+<td class="n">{{ group.final.evaluated | interval }}</td>{% endif %}{% if numbers.reference %}
+<td class="n">{{ group.reference | reported }}</td>{% endif %}
 <td class="n">{{ group.final.sampled | interval }}</td>
 {% if numbers.threshold is not none %}<td>{{ group.to_threshold | crossing }}</td>{% endif %}
 <td class="n">{{ group.env_steps | count }}</td><td class="n">{{ group.seconds | duration }}</td>
 <td class="n">{{ group.env_steps_per_second | count }}</td><td class="n">{{ group.parameters | count }}</td></tr>
 {% endfor %}</table></div>
+{% if numbers.reference %}<ul>{% for group in task.groups if group.reference %}
+<li>{{ numbers.reference }} on {{ group.label }}: {{ group.reference.source }}.</li>{% endfor %}</ul>{% endif %}
 {% for name, source in images[loop.index0].items() %}
 <p><img alt="{{ task.name }}: {{ captions[name] }}" src="{{ source }}"></p>
 {% endfor %}{% endfor %}
@@ -65,60 +71,33 @@ _CAPTIONS = {
     "curves": "learning curves over env steps and over wall-clock, with intervals",
     "final": "final returns with intervals",
     "metrics": "what was measured on the networks",
+    "embeddings": "learned embeddings in two dimensions, with a line from where they started",
 }
-_NONE = "–"
 
 
-def render(numbers: Mapping[str, Any], images: list[dict[str, bytes]], notes: list[str]) -> str:
-    """The page. Args: images, PNGs by name for each task; notes, what marl-eval's file leaves out."""
+def render(
+    numbers: Mapping[str, Any], images: list[dict[str, bytes]], notes: list[str], across: Mapping[str, bytes]
+) -> str:
+    """The page.
+
+    Args:
+        images: PNGs by name, for each task.
+        notes: what marl-eval's file leaves out.
+        across: PNGs that are about several tasks.
+    """
     page = Environment(autoescape=True, undefined=StrictUndefined)
     page.filters |= {
-        "name": name_of, "interval": _interval, "crossing": _crossing, "count": _count, "duration": _duration,
-        "number": _number, "any_final": lambda groups, kind: any(group["final"][kind] for group in groups),
+        "name": name_of, "interval": interval, "reported": reported, "crossing": crossing, "count": count,
+        "duration": duration, "number": number,
+        "any_final": lambda groups, kind: any(group["final"][kind] for group in groups),
     }  # fmt: skip
     sources = [{name: _data_url(png) for name, png in task.items()} for task in images]
     title = "Report on " + ", ".join(task["name"] for task in numbers["tasks"])
     return page.from_string(_PAGE).render(
-        title=title, numbers=numbers, images=sources, notes=notes, captions=_CAPTIONS
+        title=title, numbers=numbers, images=sources, notes=notes, captions=_CAPTIONS,
+        across={name: _data_url(png) for name, png in across.items()},
     )  # fmt: skip
 
 
 def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _interval(final: Mapping[str, Any] | None) -> str:
-    if final is None:
-        return _NONE
-    seeds = len(final["values"])
-    if final["low"] is None:
-        return f"{_number(final['iqm'])}, no interval of 1 seed"
-    few = f", only {seeds} seeds" if seeds < ENOUGH else ""
-    return f"{_number(final['iqm'])} [{_number(final['low'])}, {_number(final['high'])}]{few}"
-
-
-def _crossing(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return _NONE
-    text = f"{found['reached']} of {found['runs']} seeds"
-    if found["env_steps"] is not None:
-        text += f", median {_count(found['env_steps'])} env steps, {_duration(found['seconds'])}"
-    return text + (
-        f"; IQM at {_count(found['iqm_env_steps'])}" if found["iqm_env_steps"] is not None else "; IQM never"
-    )
-
-
-def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _count(value: float | None) -> str:
-    return _NONE if value is None else f"{value:,.0f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return _NONE
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, ReportError
+from ..metrics.measure import EMBEDDINGS
 from ..rllib.config import HyperMARLConfig
 from ..rllib.run_dir import RESULTS, read_rows
 from ..storage import is_uri
@@ -23,6 +24,7 @@ SAMPLED = "env_runners/agent_return_mean"
 GREEDY = "evaluation/env_runners/agent_return_mean"
 ENV_STEPS, SECONDS = "num_env_steps_sampled_lifetime", "time_total_s"
 THROUGHPUT, PARAMETERS = "env_steps_per_second", "learners/hyper/num_trainable_parameters"
+_EMBEDDINGS = f"metrics/{EMBEDDINGS}/"
 _READ = re.compile("|".join([SAMPLED, GREEDY, ENV_STEPS, SECONDS, THROUGHPUT, PARAMETERS, "metrics/.*"]))
 """Keys of a row, its groups joined by `/`, that a report reads; `metrics/`: whatever is measured on networks."""
 EVALUATION = "evaluation.json"
@@ -69,14 +71,42 @@ class Run:
     def finished(self) -> bool:
         return self.env_steps >= self.config["run.stop_env_steps"]
 
+    def until(self, env_steps: int) -> Run:
+        """The run as it would be had it been told to stop after so many env steps."""
+        reached = next((i for i, row in enumerate(self.rows) if row[ENV_STEPS] >= env_steps), len(self.rows))
+        return dataclasses.replace(
+            self,
+            config={**self.config, "run.stop_env_steps": env_steps},
+            rows=self.rows[: reached + 1],
+            evaluation=self.evaluation if reached + 1 >= len(self.rows) else None,
+        )
+
     def series(self, metric: str) -> Series:
         """The metric in the rows that have it; a report's curves are over what this returns."""
         columns = [[row[key] for row in self.rows if metric in row] for key in (ENV_STEPS, SECONDS, metric)]
         return Series(*(np.array(column, dtype=float) for column in columns))
 
     def metrics(self) -> list[str]:
-        """Keys under `metrics/` that its rows have."""
-        return sorted({key for row in self.rows for key in row if key.startswith("metrics/")})
+        """Keys under `metrics/` that its rows have, but for embeddings."""
+        keys = {key for row in self.rows for key in row if key.startswith("metrics/")}
+        return sorted(key for key in keys if not key.startswith(_EMBEDDINGS))
+
+    def embeddings(self) -> dict[str, Any] | None:
+        """Those of the first and of the last measurement: `policies`, and `env_steps` and `[P, d]` of both; or None."""
+        rows = [row for row in self.rows if any(key.startswith(_EMBEDDINGS) for key in row)]
+        if not rows:
+            return None
+        keys = [key.removeprefix(_EMBEDDINGS).rpartition("/") for key in rows[0] if key.startswith(_EMBEDDINGS)]
+        policies, dim = list(dict.fromkeys(policy for policy, _, _ in keys)), 1 + max(int(i) for _, _, i in keys)
+        return {"policies": policies} | {
+            name: {
+                "env_steps": int(row[ENV_STEPS]),
+                "values": [
+                    [row.get(f"{_EMBEDDINGS}{policy}/{i}", math.nan) for i in range(dim)] for policy in policies
+                ],
+            }
+            for name, row in (("first", rows[0]), ("last", rows[-1]))
+        }
 
 
 def read_runs(directories: Sequence[tuple[str, Path]]) -> tuple[list[Run], list[dict[str, str]]]:

@@ -65,6 +65,9 @@ class HyperMARLConfig(Grouped, PPOConfig):
         self.context: Context | None = None
         self.embedding_dim = 4
         self.hypernet_hidden: Sequence[int] = (64,)
+        self.hypernet_shared_trunk = False
+        self.hypernet_rank: int | None = None
+        self.hypernet_reads_obs = False
         self.actor_hidden: Sequence[int] = (64, 64)
         self.critic_hidden: Sequence[int] = (64, 64)
         self.activation: Activation = "relu"
@@ -131,6 +134,9 @@ class HyperMARLConfig(Grouped, PPOConfig):
         context: Context | None = NotProvided,
         embedding_dim: int = NotProvided,
         hypernet_hidden: Sequence[int] = NotProvided,
+        hypernet_shared_trunk: bool = NotProvided,
+        hypernet_rank: int | None = NotProvided,
+        hypernet_reads_obs: bool = NotProvided,
         actor_hidden: Sequence[int] = NotProvided,
         critic_hidden: Sequence[int] = NotProvided,
         activation: Activation = NotProvided,
@@ -168,6 +174,11 @@ class HyperMARLConfig(Grouped, PPOConfig):
                 `one_hot` for `hyper_linear`, the paper's two variants.
             embedding_dim: size of a policy's learned embedding.
             hypernet_hidden: hidden sizes of each generator of `hyper_mlp`.
+            hypernet_shared_trunk: its generators of one network have their hidden layers in common.
+            hypernet_rank: generated matrices are one for all policies plus a generated product of this rank. None: all
+                of their entries are generated.
+            hypernet_reads_obs: its generators also read the observation, so that every row has weights of its own: the
+                paper's ablation "without gradient decoupling".
             actor_hidden, critic_hidden: hidden sizes of the target networks.
             activation: of the target networks, `relu` or `tanh`.
             init: `exact`, `paper` or `framework`, see `nets/init.py`.

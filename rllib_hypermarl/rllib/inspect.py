@@ -16,7 +16,8 @@ def inspect_config(config: HyperMARLConfig) -> dict[str, Any]:
     """Agents, policies, spaces, parameter counts and the scale of the initial weights, ready for JSON.
 
     `generated_weight_rms` is, per head and layer, the root mean square singular value of the weight matrix over its
-    gain (1.0: the standard scale), as the least and the greatest over policies.
+    gain (1.0: the standard scale), as the least and the greatest over policies. Weights that are generated row by row
+    have none.
     """
     env_config = dict(config.env_config)
     if isinstance(config.env, str):
@@ -35,6 +36,7 @@ def inspect_config(config: HyperMARLConfig) -> dict[str, Any]:
             for scale in [weight.flatten(1).norm(dim=1) / (gain * min(i, o) ** 0.5)]
         ]
         for name, head in spec.heads.items()
+        if not spec.generated_by_row(name)
     }
     report = {
         "agents": list(env.agents),

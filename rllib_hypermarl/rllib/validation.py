@@ -134,6 +134,13 @@ def check_values(config: HyperMARLConfig) -> None:
         _check_memory(config, fail)
     if config.groups is not None:
         _check_groups(config, fail)
+    if config.hypernet_rank is not None and config.hypernet_rank < 1:
+        fail("hypermarl.hypernet_rank", config.hypernet_rank, "expected null or a positive number")
+    if config.hypernet_reads_obs:
+        for key in ("memory", "groups", "frozen", "hypernet_rank"):
+            if getattr(config, key):
+                why = "hypermarl.hypernet_reads_obs gives every row weights of its own; leave out one of them"
+                fail(f"hypermarl.{key}", getattr(config, key), why)
     for key in ("hypernet_hidden", "actor_hidden", "critic_hidden", "memory_encoder_hidden"):
         if any(size < 1 for size in getattr(config, key)):
             fail(f"hypermarl.{key}", list(getattr(config, key)), "sizes must be positive")

@@ -44,9 +44,9 @@ from .module import HyperModule
 _OBSERVATIONS, _ACTION_MASK = "observations", "action_mask"  # of a `Dict` space, as in RLlib's examples
 # Keys of the group `hypermarl` that make the networks. The others are of HyperMARL's own learner.
 _NETWORK_KEYS = {
-    "sharing", "critic_sharing", "context", "embedding_dim", "hypernet_hidden", "actor_hidden", "critic_hidden",
-    "activation", "init", "log_std", "memory", "memory_size", "memory_encoder_hidden", "memory_encoder_sharing",
-    "sequence_length",
+    "sharing", "critic_sharing", "context", "embedding_dim", "hypernet_hidden", "hypernet_shared_trunk",
+    "hypernet_rank", "actor_hidden", "critic_hidden", "activation", "init", "log_std", "memory", "memory_size",
+    "memory_encoder_hidden", "memory_encoder_sharing", "sequence_length",
 }  # fmt: skip
 _SEQUENCE_LENGTH = 20  # RLlib's own default
 
@@ -69,9 +69,10 @@ def stock_module_spec(
             discrete actions has at zero is never done.
         seed: of the initial parameters. None: the global stream.
         others: modules of other policies, heuristics for example.
-        networks: `sharing`, `critic_sharing`, `context`, `embedding_dim`, `hypernet_hidden`, `actor_hidden`,
-            `critic_hidden`, `activation`, `init`, `log_std`, `memory`, `memory_size`, `memory_encoder_hidden`,
-            `memory_encoder_sharing`, `sequence_length` (None: 20, as RLlib's) of `HyperMARLConfig.hypermarl`.
+        networks: `sharing`, `critic_sharing`, `context`, `embedding_dim`, `hypernet_hidden`, `hypernet_shared_trunk`,
+            `hypernet_rank`, `actor_hidden`, `critic_hidden`, `activation`, `init`, `log_std`, `memory`, `memory_size`,
+            `memory_encoder_hidden`, `memory_encoder_sharing`, `sequence_length` (None: 20, as RLlib's) of
+            `HyperMARLConfig.hypermarl`.
 
     Raises:
         ConfigError: a key or a value is not possible here.
@@ -79,7 +80,11 @@ def stock_module_spec(
     for key in networks.keys() - _NETWORK_KEYS:
         if key not in inspect.signature(HyperMARLConfig.hypermarl).parameters:
             raise ConfigError(f"stock_module_spec: unknown key {key!r}; it takes {', '.join(sorted(_NETWORK_KEYS))}")
-        reason = "a policy's view sees one agent at a time" if key == "critic" else "RLlib's learner does not know it"
+        reasons = {
+            "critic": "a policy's view sees one agent at a time",
+            "hypernet_reads_obs": "a policy's view takes weights that are generated for the policy",
+        }
+        reason = reasons.get(key, "RLlib's learner does not know it")
         raise ConfigError(f"stock_module_spec: {key} is not possible here ({reason}); use HyperMARLConfig")
     spaces = [
         {policy: space if isinstance(space, gym.Space) else space[policy] for policy in policies}

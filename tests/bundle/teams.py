@@ -48,6 +48,8 @@ def specs(draw):
         heads,
         memory=memory,
         memory_size=CORE,
+        hypernet_shared_trunk=draw(st.booleans()),
+        hypernet_rank=draw(st.sampled_from([None, 1, 3])),
         context=draw(st.sampled_from([None, "embedding", "one_hot"])),
         actions=actions,
         normalise_obs=draw(st.booleans()),

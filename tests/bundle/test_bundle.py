@@ -140,13 +140,14 @@ def test_a_bundle_of_schema_1_is_read_for_ever():
     torch.testing.assert_close(policy.values(obs), values, rtol=1e-5, atol=1e-5)
 
 
-def test_what_schema_3_says_of_networks_has_not_changed():
+def test_what_schema_4_says_of_networks_has_not_changed():
     """Whoever adds a field raises SCHEMA_VERSION, or older code would refuse new bundles with a puzzling word."""
     parts = (ModelSpec, HeadSpec, ActionSpec)
     fields = {part.__name__: " ".join(field.name for field in dataclasses.fields(part)) for part in parts}
-    assert SCHEMA_VERSION == 3 and fields == {
-        "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden init actions normalise_obs "
-        "normalise_values frozen agent_actions memory memory_size groups",
+    assert SCHEMA_VERSION == 4 and fields == {
+        "ModelSpec": "policies agent_policies heads context embedding_dim hypernet_hidden hypernet_shared_trunk "
+        "hypernet_rank hypernet_reads_obs init actions normalise_obs normalise_values frozen agent_actions memory "
+        "memory_size groups",
         "HeadSpec": "in_dim out_dim hidden sharing activation out_gain reads",
         "ActionSpec": "choices low high log_std bound",
     }
@@ -327,6 +328,10 @@ def test_a_team_that_cannot_be_loaded_again_is_not_written(tmp_path):
         net.sources["actor"].head_biases[0][0] = float("nan")
     with pytest.raises(BundleError, match="is not finite"):
         save(net, tmp_path / "bundle")
+    by_row = trained(dataclasses.replace(model(), hypernet_reads_obs=True))
+    for kind in ("full", "frozen"):
+        with pytest.raises(BundleError, match=r"made of this team .*each observation has its own"):
+            save(by_row, tmp_path / "bundle", kind=kind)
     box = gym.spaces.Box(-1, 1, (OBS + 1,))
     with pytest.raises(BundleError, match="no bundle can be made of this team"):
         save_bundle(trained(model()), tmp_path / "b", agents=agents_of(model()),

@@ -318,7 +318,7 @@ def test_an_actor_that_reads_states_is_refused(bundles, tmp_path, team):
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("schema_version",), 99, "has schema_version 99, this rllib_hypermarl reads up to 3: install a newer one"),
+        (("schema_version",), 99, "has schema_version 99, this rllib_hypermarl reads up to 4: install a newer one"),
         (("schema_version",), 0, "schema_version"),
         (("kind",), "thawed", "kind: Input should be 'frozen' or 'full'"),
         (("colour",), "red", "colour: Extra inputs are not permitted"),

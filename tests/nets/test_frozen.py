@@ -9,7 +9,7 @@ from rllib_hypermarl.errors import TransferError
 from rllib_hypermarl.nets import SHARING, ActionSpec, HeadSpec, ModelSpec, TeamNet, transfer
 from rllib_hypermarl.nets.normalise import RunningNorm
 from tests import oracle
-from tests.nets.test_team import MODES, TEAMS, inputs, name
+from tests.nets.test_team import PER_POLICY, TEAMS, inputs, name
 
 SOME_LEARN = {key: team for key, team in TEAMS.items() if max(team) > 0}
 
@@ -38,7 +38,7 @@ def split(agent_policies, frozen=(1,)):
 
 
 @pytest.mark.parametrize("agent_policies", SOME_LEARN.values(), ids=SOME_LEARN.keys())
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", PER_POLICY, ids=name)
 def test_frozen_agents_stay_and_the_others_move_whatever_the_sharing_mode(mode, agent_policies):
     free, net = frozen_team(agent_policies, mode)
     fixed, moving = split(agent_policies)
@@ -56,7 +56,7 @@ def test_frozen_agents_stay_and_the_others_move_whatever_the_sharing_mode(mode, 
 
 
 @pytest.mark.parametrize("agent_policies", SOME_LEARN.values(), ids=SOME_LEARN.keys())
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", PER_POLICY, ids=name)
 def test_frozen_rows_give_no_gradient_and_the_others_give_theirs(mode, agent_policies):
     free, net = frozen_team(agent_policies, mode)
     randomise(free)

@@ -12,7 +12,9 @@ from rllib_hypermarl.nets.init import lecun_normal_, orthogonal, spread
 from tests import oracle
 
 
-def team(n, d, hypernet_hidden, init, seed, *, obs=16, actions=9, hidden=(64, 64), sharing="hyper_mlp", context=None):
+def team(
+    n, d, hypernet_hidden, init, seed, *, obs=16, actions=9, hidden=(64, 64), sharing="hyper_mlp", context=None, **spec
+):
     torch.manual_seed(seed)
     heads = {
         "actor": HeadSpec(obs, actions, hidden, sharing, out_gain=0.01),
@@ -20,7 +22,7 @@ def team(n, d, hypernet_hidden, init, seed, *, obs=16, actions=9, hidden=(64, 64
     }
     hypernet_hidden = (hypernet_hidden,) if isinstance(hypernet_hidden, int) else hypernet_hidden
     policies = tuple(f"p{i}" for i in range(n))
-    return TeamNet(ModelSpec(policies, tuple(range(n)), heads, context, d, hypernet_hidden, init))
+    return TeamNet(ModelSpec(policies, tuple(range(n)), heads, context, d, hypernet_hidden, init=init, **spec))
 
 
 def gains(head):
@@ -60,6 +62,7 @@ EXACT = {
     "n4-one-hot-h64": ({"n": 4, "d": 4, "hypernet_hidden": 64, "context": "one_hot"}, 3, 0.8),
     "n4-d4-h64x32": ({"n": 4, "d": 4, "hypernet_hidden": (64, 32)}, 3, 0.5),
     "n20-d4-no-hidden": ({"n": 20, "d": 4, "hypernet_hidden": ()}, 3, 0.8),
+    "n4-shared-trunk": ({"n": 4, "d": 4, "hypernet_hidden": 64, "hypernet_shared_trunk": True}, 3, 0.8),
     "n20-linear": ({"n": 20, "d": 4, "hypernet_hidden": (), "sharing": "hyper_linear"}, 2, 1.0),
     "n20-linear-embedding": (
         {"n": 20, "d": 4, "hypernet_hidden": (), "sharing": "hyper_linear", "context": "embedding"},
@@ -85,6 +88,32 @@ def test_exact_gives_every_policy_the_standard_scale_and_weights_of_its_own(size
         assert all(bias.abs().max() == 0 for layers in net.generate().values() for _, bias in layers)
     print(f"distance of two policies: mean {mean:.2f}, least {nearest:.2f}, bound {least}")
     assert nearest > least
+
+
+@pytest.mark.parametrize("rank", [1, 2, 8])
+@pytest.mark.parametrize("init", ["exact", "paper"])
+def test_a_base_and_what_is_generated_beside_it_have_the_standard_scale_together(rank, init):
+    net = team(6, 64, 64, init, 0, hypernet_rank=rank)
+    nearly = {"exact": 0.2, "paper": 0.4}[init]  # factors have the scale, their product has it but for chance
+    for rms in relative_rms(net):
+        torch.testing.assert_close(rms, torch.ones(6), rtol=nearly, atol=0)
+    for head, layers in net.generate().items():
+        for (weight, _), shape, gain in zip(
+            layers, net.sources[head].shapes[::2], gains(net.spec.heads[head]), strict=True
+        ):
+            least, own = min(rank, *shape), torch.linalg.svdvals(weight[0] - weight[1]) / gain
+            assert (own[: min(2 * least, len(own))] > 1e-3).all() and (own[2 * least :] < 1e-5).all()
+
+
+def test_weights_by_row_start_at_the_standard_scale_for_standard_normal_observations():
+    net = team(4, 4, 64, "exact", 0, hypernet_reads_obs=True)
+    x = torch.randn(4, 256, 16)
+    for source, context in ((source, net._context(name)) for name, source in net.sources.items()):
+        lengths = torch.stack(source.features(source.read(context, x))).norm(dim=-1)
+        torch.testing.assert_close(lengths.square().mean(-1).sqrt(), torch.ones(len(lengths)), rtol=0.1, atol=0)
+    plain = team(4, 4, 64, "exact", 0)
+    ours, theirs = (n("critic", x, n.generate()).square().mean().sqrt().item() for n in (net, plain))
+    assert 0.5 < ours / theirs < 2
 
 
 @pytest.mark.parametrize("context", ["embedding", "one_hot"])

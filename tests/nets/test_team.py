@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from rllib_hypermarl.nets import SHARING, HeadSpec, ModelSpec, TeamNet
-from rllib_hypermarl.nets.team import AgentGroups
+from rllib_hypermarl.nets.sharing import RowHyperNetwork
+from rllib_hypermarl.nets.target import AgentGroups
 from tests import oracle
 
 GENERATED = [
@@ -17,8 +18,20 @@ GENERATED = [
     for context in (None, "embedding", "one_hot")
     for hidden in hiddens
 ]
-MODES = [
+LIGHTER = [
+    {"sharing": "hyper_mlp", "hypernet_shared_trunk": True, "hypernet_hidden": (16, 8)},
+    {"sharing": "hyper_mlp", "hypernet_rank": 2},
+    {"sharing": "hyper_mlp", "hypernet_rank": 1, "hypernet_shared_trunk": True, "context": "one_hot"},
+    {"sharing": "hyper_linear", "hypernet_rank": 2},
+]
+BY_ROW = [
+    {"sharing": "hyper_mlp", "hypernet_reads_obs": True},
+    {"sharing": "hyper_mlp", "hypernet_reads_obs": True, "context": "one_hot", "hypernet_hidden": (8, 8)},
+    {"sharing": "hyper_mlp", "hypernet_reads_obs": True, "hypernet_shared_trunk": True, "critic_sharing": "none"},
+]
+PER_POLICY = [
     *GENERATED,
+    *LIGHTER,
     {"sharing": "none"},
     {"sharing": "full"},
     {"sharing": "full_id"},
@@ -28,6 +41,7 @@ MODES = [
     {"sharing": "none", "critic_sharing": "full"},
     {"sharing": "hyper_linear", "critic_sharing": "full_id"},
 ]
+MODES = [*PER_POLICY, *BY_ROW]
 TEAMS = {
     "one policy each": (0, 1, 2),
     "one policy each, shuffled": (2, 0, 1),
@@ -39,7 +53,7 @@ TEAMS = {
 
 
 def name(mode):
-    return "-".join(str(value) for value in mode.values())
+    return "-".join(f"{key.removeprefix('hypernet_')}={value}" for key, value in mode.items())
 
 
 def inputs(net, head, rows=3):
@@ -101,6 +115,30 @@ def test_parameter_totals_on_dispersion_are_the_papers(sharing, total):
     assert counts["total"] == total == sum(p.numel() for p in net.parameters())
     assert counts["total"] == counts["actor"] + counts["critic"] + counts["context"]
     assert counts["context"] == (16 if sharing == "hyper_mlp" else 0)
+
+
+@pytest.mark.parametrize(
+    "option, total",
+    [
+        ({"hypernet_hidden": (32,)}, 369_754),
+        ({"hypernet_shared_trunk": True}, 725_146),
+        ({"hypernet_rank": 2}, 98_778),
+        ({"hypernet_rank": 8}, 286_554),
+    ],
+    ids=str,
+)
+def test_parameter_totals_on_dispersion_of_lighter_hypernetworks_are_those_of_the_docs(option, total):
+    heads = {"actor": HeadSpec(16, 9, (64, 64)), "critic": HeadSpec(16, 1, (64, 64))}
+    net = TeamNet(ModelSpec(tuple("abcd"), (0, 1, 2, 3), heads, **option))
+    assert net.parameter_counts()["total"] == total
+
+
+def test_more_rows_than_are_generated_at_once(monkeypatch):
+    net = oracle.team(**BY_ROW[0])
+    x = inputs(net, "actor", rows=5)
+    whole = net("actor", x, net.generate())
+    monkeypatch.setattr(RowHyperNetwork, "_CHUNK", 4)
+    torch.testing.assert_close(net("actor", x, net.generate()), whole)
 
 
 # -------------------------------------------------------------------------------------------------------------- laws
@@ -172,6 +210,9 @@ def test_spec_survives_json():
         ({"activation": "gelu"}, "'gelu', valid are"),
         ({"init": "exat"}, "'exat', valid are"),
         ({"context": "position"}, "'position', valid are"),
+        ({"hypernet_rank": 0}, "hypernet_rank is 0"),
+        ({"hypernet_reads_obs": True, "hypernet_rank": 2}, "hypernet_rank 2: weights of rows"),
+        ({"hypernet_reads_obs": True, "frozen": ("p0",)}, "frozen .*: weights of rows"),
     ],
     ids=str,
 )

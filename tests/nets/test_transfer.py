@@ -33,9 +33,9 @@ def team(policies, agent_policies, mode, seed=0, **spec):
 def output(net, head, policy):
     """One policy's network on some rows, as the oracle computes it: no matter who else is in the team."""
     index = net.spec.policies.index(policy)
-    layers = oracle.policy_layers(net, head, index)
     rows = torch.randn(3, net.spec.heads[head].in_dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return torch.stack([oracle.forward_row(net, head, layers, index, row) for row in rows])
+    made = [(row, oracle.policy_layers(net, head, index, row)) for row in rows]
+    return torch.stack([oracle.forward_row(net, head, layers, index, row) for row, layers in made])
 
 
 def state(net):

@@ -49,7 +49,9 @@ def greedy(path):
 def small_store(directory):
     """Two tasks, one with three groups (of five, three and one finished runs), one with one; and what is broken."""
     for seed in range(5):
-        write_run(directory / f"mlp/seed_{seed}", seed=seed, level=0.8, metrics={"snd": 0.1, "noise/ratio": 2.0})
+        metrics = {"snd": 0.1, "noise/ratio": 2.0}
+        metrics |= {f"embeddings/agent_{i}/{k}": (seed + 1) * (i + k) ** 2 for i in range(3) for k in range(2)}
+        write_run(directory / f"mlp/seed_{seed}", seed=seed, level=0.8, metrics=metrics)
     for seed in range(3):
         write_run(directory / f"none/seed_{seed}", "hypermarl.sharing=none", seed=seed, level=0.6)
     write_run(directory / "none/seed_3", "hypermarl.sharing=none", seed=3, rows=4, stop=8 * STEPS)

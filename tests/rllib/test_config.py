@@ -216,6 +216,12 @@ def test_wrong_types_are_named(override, key):
         ("hypermarl.actor_hidden=[16, 0]", "hypermarl.actor_hidden is [16, 0]"),
         ("hypermarl.embedding_dim=0", "hypermarl.embedding_dim is 0"),
         ("hypermarl.init_like={agent_1: agent_0}", "it names policies of init_from, which is not set"),
+        ("hypermarl.hypernet_rank=0", "expected null or a positive number"),
+        ("hypermarl={hypernet_reads_obs: true, memory: gru}", "gives every row weights of its own; leave out one"),
+        (
+            "hypermarl={hypernet_reads_obs: true, hypernet_rank: 2}",
+            "hypermarl.hypernet_rank is 2: hypermarl.hypernet_reads_obs",
+        ),
         ("hypermarl.init_heads=[actor]", "it names networks of init_from, which is not set"),
         (
             "hypermarl={init_from: runs/old, init_heads: []}",

@@ -111,9 +111,13 @@ def norm_of(grads):
     return float(torch.cat([g.flatten() for g in grads.values()]).norm())
 
 
-@pytest.mark.parametrize("sharing", SHARING)
-def test_every_sharing_mode_trains(build, sharing):
-    spec = stock_module_spec(["first", "second"], OBS, ACTION, **SMALL, sharing=sharing)
+@pytest.mark.parametrize(
+    "networks",
+    [{"sharing": sharing} for sharing in SHARING] + [{"hypernet_shared_trunk": True, "hypernet_rank": 2}],
+    ids=lambda networks: "-".join(map(str, networks.values())),
+)
+def test_every_sharing_mode_trains(build, networks):
+    spec = stock_module_spec(["first", "second"], OBS, ACTION, **SMALL, **networks)
     algo = build(config(spec))
     before = outputs(learner(algo).module).clone()
     algo.train()
@@ -339,6 +343,7 @@ def test_rllib_s_multi_categorical_is_ours():
         ("critic", "central", "critic is not possible here .*use HyperMARLConfig"),
         ("action_bound", "tanh", "action_bound is not possible here"),
         ("normalise_obs", True, "normalise_obs is not possible here"),
+        ("hypernet_reads_obs", True, "hypernet_reads_obs is not possible here .*generated for the policy"),
         ("embeding_dim", 4, "unknown key 'embeding_dim'"),
         ("embedding_dim", "four", "hypermarl.embedding_dim is 'four'"),
     ],
