@@ -112,8 +112,9 @@ def init_source(source: nn.Module, context: Tensor | None, scheme: str) -> None:
         for part, read in zip(source.groups, source.contexts(context), strict=True):
             init_source(part, read, scheme)
     elif isinstance(source, RowHyperNetwork):
-        policies = source.context_dim if context is None else len(context)
-        rows = torch.randn(policies, _ROWS, source.layers[0][0])
+        in_dim = source.layers[0][0]
+        policies = source.context_dim - in_dim if context is None else len(context)
+        rows = torch.randn(policies, _ROWS, in_dim)
         init_hypernetwork(source, source.read(context, rows), scheme, of_policies=False)
     elif isinstance(source, HyperNetwork):
         init_hypernetwork(source, context, scheme)

@@ -48,7 +48,7 @@ class HyperNetwork(nn.Module):
         rank: int | None = None,
     ):
         super().__init__()
-        self.layers = layers
+        self.context_dim, self.layers = context_dim, layers
         self.shapes = [shape for i, o, _ in layers for shape in ((i, o), (o,))]  # matrix, bias, matrix, bias, ...
         self.ranks = [None if rank is None or len(shape) == 1 else min(rank, *shape) for shape in self.shapes]
         trunks, sizes = 1 if shared_trunk else len(self.shapes), [context_dim, *hidden]
@@ -101,20 +101,10 @@ class RowHyperNetwork(HyperNetwork):
     The paper's ablation without gradient decoupling: the gradient in a policy's weights no longer factors into one part
     of the context and one of the observations. It costs about as much arithmetic per row as generating a network does.
 
-    Args: as of `HyperNetwork`.
+    Args: as of `HyperNetwork`, but for context_dim, which is `in + d`, and without `rank`.
     """
 
     _CHUNK = 4096  # rows whose products of features and inputs are held at once
-
-    def __init__(
-        self,
-        context_dim: int,
-        hidden: tuple[int, ...],
-        layers: list[tuple[int, int, float]],
-        shared_trunk: bool = False,
-    ):
-        super().__init__(layers[0][0] + context_dim, hidden, layers, shared_trunk)
-        self.context_dim = context_dim
 
     def forward(self, context: Tensor | None) -> list[Layer]:
         """Nothing: no weights belong to a policy alone; see `apply`."""
@@ -122,7 +112,8 @@ class RowHyperNetwork(HyperNetwork):
 
     def read(self, context: Tensor | None, x: Tensor, policies: slice = slice(None)) -> Tensor:
         """What the generators read, `[P * B, in + d]`. Args: as of `apply`."""
-        context = torch.eye(self.context_dim, dtype=x.dtype, device=x.device) if context is None else context
+        if context is None:
+            context = torch.eye(self.context_dim - x.shape[-1], dtype=x.dtype, device=x.device)
         return torch.cat([x, context[policies].unsqueeze(1).expand(*x.shape[:2], -1)], dim=-1).flatten(0, 1)
 
     def apply(
@@ -209,5 +200,5 @@ def make_source(spec: ModelSpec, head: HeadSpec, num_policies: int, context_dim:
     if head.sharing == "hyper_linear":
         return HyperNetwork(context_dim, (), head.layers, rank=spec.hypernet_rank)
     if spec.hypernet_reads_obs:
-        return RowHyperNetwork(context_dim, spec.hypernet_hidden, head.layers, spec.hypernet_shared_trunk)
+        return RowHyperNetwork(head.in_dim + context_dim, spec.hypernet_hidden, head.layers, spec.hypernet_shared_trunk)
     return HyperNetwork(context_dim, spec.hypernet_hidden, head.layers, spec.hypernet_shared_trunk, spec.hypernet_rank)

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from rllib_hypermarl.report.grouping import group_runs
+from rllib_hypermarl.report.store import read_runs
 from rllib_hypermarl.rllib.config import HyperMARLConfig
 from rllib_hypermarl.rllib.grammar import apply_overrides
 from tests.helpers import GAME
@@ -64,3 +66,9 @@ def small_store(directory):
     write_run(directory / "broken/nameless")
     (directory / "broken/nameless/config.yaml").unlink()
     return directory
+
+
+def grouped(*paths):
+    """The tasks of what is below some directories, and what is left out."""
+    runs, _ = read_runs([(str(path), path) for path in paths])
+    return group_runs(runs)

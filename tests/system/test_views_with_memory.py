@@ -43,7 +43,7 @@ def build(memory):
         PPOConfig()
         .environment(BatchedMultiAgentEnv, env_config=ENV)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=16, rollout_fragment_length=32)
-        .multi_agent(policies=set(agents), policy_mapping_fn=lambda agent, *_, **__: agent)
+        .multi_agent(policies=agents, policy_mapping_fn=lambda agent, *_, **__: agent)
         .rl_module(rl_module_spec=spec)
         .learners(learner_class=Canary)
         .training(train_batch_size_per_learner=512, minibatch_size=64, num_epochs=4, lr=3e-3, gamma=0.99)
@@ -55,10 +55,11 @@ def build(memory):
 @pytest.mark.parametrize(("memory", "best"), [("gru", True), ("lstm", True), (None, False)])
 def test_a_game_that_takes_memory_is_learnt_with_it_alone(memory, best, tmp_path):
     assert 512 % EPISODE and EPISODE % 3  # episodes go on in the next rollout, and in several sequences
-    algo = build(memory)
-    returns = [algo.train()["env_runners"]["episode_return_mean"] for _ in range(20)]
-    assert (max(returns[-5:]) > 1.9) == best  # 2 is the best possible
-    assert best or max(returns[-5:]) < 1.3  # 1 is chance
+    algo, returns = build(memory), []
+    while len(returns) < (60 if best else 20) and max(returns, default=0) < 1.9:  # 2 is the best possible, 1 is chance
+        returns.append(algo.train()["env_runners"]["episode_return_mean"])
+    # A dozen iterations mostly do it. How many is not the same in every process: RLlib walks over sets of names.
+    assert returns[-1] >= 1.9 if best else max(returns[-5:]) < 1.3, returns
     algo.save_to_path(tmp_path / "algo")
     restored = Algorithm.from_checkpoint(str(tmp_path / "algo"))
     states = [one.learner_group._learner.module["hyper"].get_state() for one in (algo, restored)]
