@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
-from rllib_hypermarl.bench import actors, measure, nodes, plot, scaling, throughput, tune
+from rllib_hypermarl.bench import measure, nodes, plot, scaling, throughput
 from rllib_hypermarl.bench.bare import BarePPO, Settings
 from tests.helpers import environment, game, weights
 
@@ -149,23 +149,3 @@ def test_the_sizing_model_is_exact_where_it_was_fitted_and_knows_cores():
     alone, many = (nodes.extrapolate(model, sizes, 64, learners) for learners in (1, 16))
     assert alone["update"] == pytest.approx(0.01 + 0.2 * 64) and many["update"] < alone["update"] / 4
     assert all(slow < fast for slow, fast in (alone["env_steps_per_second"], many["env_steps_per_second"]))
-
-
-@pytest.mark.system
-def test_the_tune_bench_measures_both_sides(monkeypatch):
-    monkeypatch.setattr(tune, "_WARM_UP", 0.0)
-    monkeypatch.setattr(tune, "_PROBE_STEPS", 16 * 8192)
-    result = tune.run(rounds=1, seconds=25.0, log=lambda line: None)
-    assert set(result["sides"]) == {"by hand", "tune"}
-    assert all(side["steady"] > 0 and side["wall"] > 8 for side in result["sides"].values())
-    assert "tune / by hand, steady" in tune.table(result)
-
-
-@pytest.mark.system
-def test_the_actors_bench_has_every_set_up_of_a_work(toy):
-    (entry,) = actors.run(works=[toy], rounds=1, turns=1, log=lambda line: None)
-    assert set(entry["setups"]) == set(actors.SETUPS)
-    assert entry["setups"]["local"]["ratio"] == 1
-    for setup in entry["setups"].values():
-        assert setup["env_steps_per_second"] > 0 and set(setup["seconds"]) == {"sample", "update", "sync", "other"}
-    assert "2 runners, 2 learners" in actors.table([entry])
