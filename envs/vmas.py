@@ -31,7 +31,7 @@ EXACT_POOL_RESETS = frozenset((
     "asym_joint", "balance", "ball_trajectory", "buzz_wire", "circle_trajectory", "diff_drive", "discovery",
     "dispersion", "drone", "dropout", "flocking", "give_way", "goal", "joint_passage", "joint_passage_size",
     "kinematic_bicycle", "line_trajectory", "multi_give_way", "navigation", "passage", "pollock", "reverse_transport",
-    "simple", "simple_crypto", "simple_push", "simple_spread", "simple_tag", "simple_world_comm", "transport",
+    "simple", "simple_crypto", "simple_spread", "simple_tag", "simple_world_comm", "transport",
     "vel_control", "waterfall", "wheel", "wind_flocking",
 ))  # fmt: skip
 """Scenarios in which a row of a second env that was reset as a whole is as good as a reset."""

@@ -130,13 +130,13 @@ def start(*arguments, cwd):
     )  # fmt: skip
 
 
-def run(*arguments, cwd, timeout=240, env=None):
+def run(*arguments, cwd, timeout=540, env=None):
     return subprocess.run(
         command(*arguments), cwd=cwd, env=env or environment(), text=True, capture_output=True, timeout=timeout
     )
 
 
-def wait_until(condition, process=None, timeout=240, every=0.05):
+def wait_until(condition, process=None, timeout=480, every=0.05):
     """Waits for `condition()`; a process that ends meanwhile is an error, and its output is shown."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -251,6 +251,7 @@ def test_scenario_whose_rows_cannot_be_exchanged():
         ("navigation", NAVIGATION | {"agents_with_same_goal": 2}),
         ("navigation", NAVIGATION | {"agents_with_same_goal": 2, "split_goals": True}),
         ("simple_spread", {}),
+        ("simple_push", {}),
         ("football", {}),
         ("het_mass", {}),
     ],

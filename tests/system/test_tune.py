@@ -117,21 +117,6 @@ def test_a_grid_whose_driver_was_killed_ends_as_one_that_was_not(whole_grid, tmp
     assert all(trial.state != TrialState.RUNNING for trial in study(directory).get_trials())
 
 
-RANDOM = {"training.lr": {"loguniform": [1e-4, 1e-2]}, "hypermarl.embedding_dim": {"choice": [2, 4]}}
-
-
-def test_a_random_search_whose_driver_was_killed_ends_as_one_that_was_not(tmp_path):
-    whole, budget = tmp_path / "whole", {"candidates": 4, "sampler": "random", "seeds": [0]}
-    whole.mkdir()
-    done = processes.run("tune", write_sweep(whole, RANDOM, **budget), "--out", whole / "sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    directory = tmp_path / "sweep"
-    kill_half_way(write_sweep(tmp_path, RANDOM, **budget), directory, 2)
-    done = processes.run("tune", tmp_path / "sweep.yaml", "--out", directory, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert of_all(directory) == of_all(whole / "sweep") and len(of_all(directory)) == 4
-
-
 def test_tpe_whose_driver_was_killed_meets_its_budget_and_repeats_nothing(tmp_path):
     search = {"training.lr": {"loguniform": [1e-4, 1e-2]}}
     path, directory = write_sweep(tmp_path, search, candidates=5), tmp_path / "sweep"
@@ -184,10 +169,11 @@ def test_a_sweep_whose_ray_died_does_not_wait_for_it(tmp_path):
 
 
 def test_the_shipped_quick_sweep_finds_a_config_that_does_as_well_again(tmp_path):
-    done = processes.run("tune", ROOT / "tune_configs" / "games_quick.yaml", "--out", tmp_path / "sweep", cwd=tmp_path)
+    quick = (ROOT / "tune_configs" / "games_quick.yaml", "tune.candidates=8")
+    done = processes.run("tune", *quick, "--out", tmp_path / "sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = ranking(tmp_path / "sweep")
-    assert len(table) == 12 and "pruned" in {row["state"] for row in table}
+    assert len(table) == 8 and "pruned" in {row["state"] for row in table}
     best = table[0]
     again = []
     for seed in (10, 11, 12):
@@ -206,9 +192,10 @@ PBT = {"training.lr": {"loguniform": [1e-5, 1e-1]}, "training.clip_param": {"uni
 
 
 def test_population_based_training_really_changes_the_learning_rate(tmp_path):
+    # Long enough for members that start seconds apart to run beside each other: who has finished is copied by nobody.
     path = write_sweep(
-        tmp_path, PBT, [f"run.stop_env_steps={128 * 40}"], seeds=[0], candidates=4,
-        scheduler="pbt", perturbation_env_steps=128 * 15, max_concurrent=4, cpus_per_trial=0.25,
+        tmp_path, PBT, [f"run.stop_env_steps={128 * 200}"], seeds=[0], candidates=4,
+        scheduler="pbt", perturbation_env_steps=128 * 20, max_concurrent=4, cpus_per_trial=0.25,
     )  # fmt: skip
     done = processes.run("tune", path, "--out", tmp_path / "sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -217,7 +204,7 @@ def test_population_based_training_really_changes_the_learning_rate(tmp_path):
         read = rows(run_dir)
         rates = [row["learners"]["hyper"]["default_optimizer_learning_rate"] for row in read]
         iterations = [row["training_iteration"] for row in read]
-        assert iterations == list(range(1, 41))
+        assert iterations == list(range(1, 201))
         assert rates[-1] == pytest.approx(yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["lr"])
         changes += sum(a != b for a, b in itertools.pairwise(rates))
     assert changes > 0
