@@ -1,5 +1,7 @@
 """Stock RLlib with agents that see and do different things, and with action masks."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -84,10 +86,8 @@ def build(masked, **networks):
     ("sharing", "masked"),
     [("hyper_mlp", True)]
     + [
-        pytest.param(s, m, marks=pytest.mark.system)
-        for s in SHARING
-        for m in (True, False)
-        if (s, m) != ("hyper_mlp", True)
+        pytest.param(sharing, masked, marks=pytest.mark.system)
+        for sharing, masked in zip(SHARING, itertools.cycle((False, True)))
     ],
 )
 def test_a_team_of_unlike_agents_learns_in_stock_rllib(sharing, masked):
