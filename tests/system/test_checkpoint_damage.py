@@ -71,7 +71,7 @@ def test_of_every_file_without_a_manifest(trained, run_dir, capfd):
     harmless = set()
     for name in set(files(trained)) - {checkpoints.MANIFEST}:
         whole = (trained / name).read_bytes()
-        for content in damages(whole):
+        for content in (None, whole[: len(whole) // 2], b"null"):
             damage(checkpoint / name, content)
             capfd.readouterr()
             status = run(["evaluate", str(run_dir), "--episodes", "1"])

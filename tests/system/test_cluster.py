@@ -40,7 +40,7 @@ def test_a_run_that_loses_a_node_of_runners_reaches_its_budget(cluster, tmp_path
     node = cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    budget = STEPS * 600
+    budget = STEPS * 300
     batch = f"training.train_batch_size_per_learner={2 * STEPS}"
     config = write_config(tmp_path, "env_runners.num_env_runners=2", batch, f"run.stop_env_steps={budget}")
     process = start(cluster, "train", config, "--out", tmp_path / "run")

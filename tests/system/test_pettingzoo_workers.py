@@ -236,7 +236,7 @@ def config(directory, *overrides, **env_config):
     return path
 
 
-@pytest.mark.parametrize("name", ["simple_spread", "speaker_listener", "multiwalker"])
+@pytest.mark.parametrize("name", ["simple_spread", "multiwalker"])
 def test_a_yaml_is_all_that_training_needs(name, tmp_path):
     small = ["env_runners.num_envs_per_env_runner=4", "env_runners.rollout_fragment_length=32", "run.torch_threads=1",
              "training.train_batch_size_per_learner=128", "training.minibatch_size=64", "run.stop_env_steps=256",
@@ -271,19 +271,17 @@ def test_a_run_fails_with_one_line(tmp_path):
     assert "worker" in line and "ended with exit code 3" in line and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run_and_its_workers(interrupt, tmp_path):
+def test_an_interrupt_stops_a_run_and_its_workers(tmp_path):
     path = config(tmp_path, "run.stop_env_steps=100000000")
     process = start("train", path, "--out", tmp_path / "run", cwd=tmp_path)
     try:
         wait_until(lambda: (tmp_path / "run/result.json").is_file(), process)
         assert sum("pettingzoo_worker" in line for line in processes_of(process.pid)) >= 2
-        send = os.killpg if interrupt == signal.SIGINT else os.kill  # a terminal's Ctrl-C is for all of them
-        send(process.pid, interrupt)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C is for all of them
         _, errors = process.communicate(timeout=240)
     finally:
         process.kill()
-    assert process.returncode == 128 + interrupt, errors
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors and "pettingzoo" not in errors
     wait_until(lambda: not processes_of(process.pid), timeout=60)
 

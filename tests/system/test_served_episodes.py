@@ -14,12 +14,7 @@ EPISODES, SEED = 100, 5
 TEAMS = {
     "vmas": ("dispersion", ["run.stop_env_steps=8192", "evaluation.evaluation_interval=null"]),
     "memory": ("recall", ["run.stop_env_steps=18_000", "evaluation.evaluation_interval=null"]),
-    "lstm": (
-        "dispersion",
-        ["run.stop_env_steps=8192", "evaluation.evaluation_interval=null", "hypermarl.memory=lstm",
-         "hypermarl.memory_size=16", "hypermarl.memory_encoder_hidden=[16]"],
-    ),
-}  # fmt: skip
+}
 
 
 def played(url):

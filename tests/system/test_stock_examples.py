@@ -7,7 +7,7 @@ from rllib_hypermarl.bench import stock_examples
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("name", stock_examples.EXAMPLES)
+@pytest.mark.parametrize("name", sorted(stock_examples.EXAMPLES.keys() - {"two_step_game"}))  # solved below
 def test_an_example_is_solved(name):
     found = stock_examples.solve(stock_examples.EXAMPLES[name], ours=True, seed=0)
     assert found["solved_at"] is not None, found
