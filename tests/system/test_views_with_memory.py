@@ -56,7 +56,7 @@ def build(memory):
 def test_a_game_that_takes_memory_is_learnt_with_it_alone(memory, tmp_path):
     assert 512 % EPISODE and EPISODE % 3  # episodes go on in the next rollout, and in several sequences
     algo, returns = build(memory), []
-    while len(returns) < (60 if memory else 20) and max(returns, default=0) < 1.9:  # 2 is the best possible, 1 is chance
+    while len(returns) < (60 if memory else 20) and max(returns, default=0) < 1.9:  # of 2 at best; chance is 1
         returns.append(algo.train()["env_runners"]["episode_return_mean"])
     # A dozen iterations mostly do it. How many is not the same in every process: RLlib walks over sets of names.
     assert returns[-1] >= 1.9 if memory else max(returns[-5:]) < 1.3, returns
