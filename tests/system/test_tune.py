@@ -192,10 +192,10 @@ PBT = {"training.lr": {"loguniform": [1e-5, 1e-1]}, "training.clip_param": {"uni
 
 
 def test_population_based_training_really_changes_the_learning_rate(tmp_path):
-    # Long enough for members that start seconds apart to run beside each other: who has finished is copied by nobody.
+    # Three times to be changed: whoever is first at the first one finds nobody to be compared with.
     path = write_sweep(
-        tmp_path, PBT, [f"run.stop_env_steps={128 * 200}"], seeds=[0], candidates=4,
-        scheduler="pbt", perturbation_env_steps=128 * 20, max_concurrent=4, cpus_per_trial=0.25,
+        tmp_path, PBT, [f"run.stop_env_steps={128 * 120}"], seeds=[0], candidates=4,
+        scheduler="pbt", perturbation_env_steps=128 * 30, max_concurrent=4, cpus_per_trial=0.25,
     )  # fmt: skip
     done = processes.run("tune", path, "--out", tmp_path / "sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -204,7 +204,7 @@ def test_population_based_training_really_changes_the_learning_rate(tmp_path):
         read = rows(run_dir)
         rates = [row["learners"]["hyper"]["default_optimizer_learning_rate"] for row in read]
         iterations = [row["training_iteration"] for row in read]
-        assert iterations == list(range(1, 201))
+        assert iterations == list(range(1, 121))
         assert rates[-1] == pytest.approx(yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["lr"])
         changes += sum(a != b for a, b in itertools.pairwise(rates))
     assert changes > 0
