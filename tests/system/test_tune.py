@@ -20,7 +20,7 @@ from rllib_hypermarl.tuning.study import STUDY_NAME, candidates, storage_url
 from tests import helpers as processes
 from tests.helpers import ROOT, game, processes_of, rows, wait_until, write_config
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 GRID = {"training.lr": {"grid": [1e-3, 1e-2]}, "hypermarl.embedding_dim": {"grid": [2, 4]}}
 STOP = 128 * 60
 
