@@ -92,7 +92,7 @@ ELSEWHERE = {
     "resources.num_cpus_for_main_process": "test_a_trial_asks_for_what_the_resource_keys_say",
     "resources.custom_resources_for_main_process": "test_a_trial_asks_for_what_the_resource_keys_say",
     "resources.placement_strategy": "test_a_trial_asks_for_what_the_resource_keys_say",
-    "run.stop_env_steps": "test_two_runs_of_a_game_are_one_and_so_is_one_that_stopped_half_way",
+    "run.stop_env_steps": "test_a_run_of_a_game_that_stopped_half_way_is_one_that_did_not",
     "run.checkpoint_seconds": "test_a_kill_loses_at_most_the_checkpoint_interval",
     "run.milestone_env_steps": "test_checkpoints_at_milestones_stay",
     "run.metrics_interval": "test_networks_are_measured_at_the_interval_and_nothing_else_changes",
