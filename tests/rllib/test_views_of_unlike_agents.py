@@ -87,7 +87,7 @@ def build(masked, **networks):
     [("hyper_mlp", True)]
     + [
         pytest.param(sharing, masked, marks=pytest.mark.system)
-        for sharing, masked in zip(SHARING, itertools.cycle((False, True)))
+        for sharing, masked in zip(SHARING, itertools.cycle((False, True)))  # every mode once, masks in every other
     ],
 )
 def test_a_team_of_unlike_agents_learns_in_stock_rllib(sharing, masked):

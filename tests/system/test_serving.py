@@ -61,14 +61,13 @@ def test_answers_are_the_policy_s_alone_and_among_128(url, tmp_path, kind):
     serve.delete(kind)
 
 
-@pytest.mark.parametrize("memory", ["lstm"])
-def test_what_agents_remember_goes_from_answer_to_request_among_128(url, tmp_path, memory):
+def test_what_agents_remember_goes_from_answer_to_request_among_128(url, tmp_path):
     """In one batch: the second step of one half of the requests, the first of the other."""
-    bundle = write_bundle(tmp_path / memory, memory=memory)
-    handle, policy = deploy(bundle, memory), load_policy(bundle)
+    bundle = write_bundle(tmp_path / "lstm", memory="lstm")
+    handle, policy = deploy(bundle, "lstm"), load_policy(bundle)
     asked = [{"observations": observations(1 + i % 3, i)} for i in range(128)]
     kept = [policy.blank(1 + i % 3) for i in range(128)]
-    first = post_together(f"{url}/{memory}", asked[::2])
+    first = post_together(f"{url}/lstm", asked[::2])
     for request, answer, state in zip(asked[::2], first, kept[::2], strict=True):
         assert_same_actions(answer.json()["actions"], policy.act(**request, memory=state))
         request["memory"] = answer.json()["memory"]
@@ -77,12 +76,12 @@ def test_what_agents_remember_goes_from_answer_to_request_among_128(url, tmp_pat
         (policy.act(request["observations"], memory=state), state.state.numpy())
         for request, state in zip(asked, kept, strict=True)
     ]
-    answers = [answer.json() for answer in post_together(f"{url}/{memory}", asked)]
+    answers = [answer.json() for answer in post_together(f"{url}/lstm", asked)]
     answers.append(handle.act.remote(asked[0]).result())
     for answer, (actions, state) in zip(answers, [*expected, expected[0]], strict=True):
         assert_same_actions(answer["actions"], actions)
         np.testing.assert_allclose([answer["memory"][agent] for agent in AGENTS], state, rtol=0, atol=1e-6)
-    serve.delete(memory)
+    serve.delete("lstm")
 
 
 def test_a_full_queue_is_503_with_a_time_to_come_back(url, tmp_path):
