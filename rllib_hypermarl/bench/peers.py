@@ -1,4 +1,4 @@
-"""Dispersion with BenchMARL's IPPO and with ours: env steps per second, then learning curves.
+"""Dispersion with BenchMARL's IPPO and with ours: env steps per second, then learning curves, each with its best rate.
 
 BenchMARL runs in an environment and in processes of its own (`peer_process`, `peer_benchmarl`); neither it nor TorchRL
 is imported here. Both sides have the same env_config, networks, PPO settings and torch threads. One works while the
@@ -17,7 +17,7 @@ import functools
 import gc
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,15 @@ PEERS = ("not shared", "shared")
 BARS = {"16x128": 1.3, "600x100": 1.2}
 """What we want `none` to be of BenchMARL without sharing, in env steps per second."""
 
-SEEDS, ENV_STEPS, THRESHOLD = 5, 8_000_000, 0.7
-_OURS = ((1e-3, 0.01),)
-_THEIRS = ((1e-3, 0.01), (1e-3, 0.0), (5e-4, 0.0))  # it does not standardise advantages: an entropy bonus weighs more
+SEEDS, ENV_STEPS, TUNING_STEPS, THRESHOLD = 5, 8_000_000, 1_228_800, 0.7
+_BOTH = ((1e-3, 0.01), (3e-3, 0.01), (1e-2, 0.01))
+_THEIRS = (*_BOTH, (1e-3, 0.0), (5e-4, 0.0))  # it does not standardise advantages: an entropy bonus weighs more
 LEARNERS = {
-    ("ours", "hyper_mlp"): _OURS, ("ours", "none"): _OURS, ("benchmarl", "not shared"): _THEIRS,
+    ("ours", "hyper_mlp"): _BOTH, ("ours", "none"): _BOTH, ("benchmarl", "not shared"): _THEIRS,
     ("benchmarl", "shared"): _THEIRS,
 }  # fmt: skip
 """Side and sharing -> the learning rates, with entropy coefficients, that it may try."""
+TUNING_SEED = 0  # whose runs choose among them; those that count have others
 EVERY = 25  # iterations between two evaluations
 FILE = "peers.jsonl"
 SCRIPT = Path(__file__).with_name("peer_benchmarl.py")
@@ -63,10 +64,11 @@ def run(
     threads: int = 1,
     seeds: int = SEEDS,
     env_steps: int = ENV_STEPS,
+    tuning_steps: int = TUNING_STEPS,
     works: Sequence[Work] = WORKS,
     every: int = EVERY,
 ) -> dict[str, Any]:
-    """Races, then learns.
+    """Races, then tunes, then learns.
 
     Args:
         out: directory of `peers.jsonl`; None: `runs/bench_peers`.
@@ -74,11 +76,13 @@ def run(
         threads: torch threads of both sides.
         seeds: of the learning task; 0: the race alone.
         env_steps: of each run of the learning task, rounded up to whole iterations.
+        tuning_steps: of each short run, one a setting, that chooses a learner's.
         every: iterations between two evaluations.
 
     Returns:
-        `speed`, an entry per work (see `race`); `learning`, an entry per side, sharing and setting (see
-        `summary`); `differences` between the sides, as text; `packages`, what was compared.
+        `speed`, an entry per work (see `race`); `tuning` and `learning`, an entry per side, sharing and setting (see
+        `summary`), all that were tried and the best ones; `differences` between the sides, as text; `packages`, what
+        was compared.
 
     Raises:
         ConfigError: a directory holds something else.
@@ -92,29 +96,33 @@ def run(
 
     # Figures of other versions are others.
     packages = {"packages": [f"rllib-hypermarl=={__version__}", *peer_process.requirements()]}
-    speed, learning, before = [], [], torch.get_num_threads()
+    speed, tuning, learning, before = [], [], [], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with ray_session():
             for work in works:
                 asked = {"task": "speed", "work": dataclasses.asdict(work), "threads": threads, "rounds": rounds}
                 speed.append(store.get(asked | packages, lambda work=work: race(work, make, threads, rounds, log)))
-            for asked, setup in _learning_runs(seeds, threads):
-                asked |= {"env_steps": env_steps, "every": every}
-                one = functools.partial(learn, asked, setup, make, log)
-                learning.append(store.get(asked | packages, one))
+
+            def learned(learner: tuple[str, str], lr: float, entropy: float, seed: int, steps: int) -> dict[str, Any]:
+                setup = Setup(128, 64, 8, threads, seed=seed, lr=lr, entropy_coeff=entropy)
+                asked = {"task": "learning", "side": learner[0], "sharing": learner[1], "setup": setup.to_json()}
+                asked |= {"env_steps": steps, "every": every}
+                return store.get(asked | packages, functools.partial(learn, asked, setup, make, log))
+
+            best = {}
+            for learner, settings in LEARNERS.items() if seeds else ():
+                tried = [learned(learner, *setting, TUNING_SEED, tuning_steps) for setting in settings]
+                tuning += tried
+                best[learner] = max(zip(tried, settings, strict=True), key=lambda one: one[0]["final"]["greedy"])[1]
+            for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + seeds):  # all of a seed can be compared, half way
+                learning += [learned(learner, *setting, seed, env_steps) for learner, setting in best.items()]
     finally:
         torch.set_num_threads(before)
-    return {"speed": speed, "learning": summary(learning), "differences": list(DIFFERENCES), **packages}
-
-
-def _learning_runs(seeds: int, threads: int) -> Iterator[tuple[dict[str, Any], Setup]]:
-    """Seed by seed, so that what is there after half of the time can be compared."""
-    for seed in range(seeds):
-        for (side, sharing), tried in LEARNERS.items():
-            for lr, entropy_coeff in tried:
-                setup = Setup(128, 64, 8, threads, seed=seed, lr=lr, entropy_coeff=entropy_coeff)
-                yield {"task": "learning", "side": side, "sharing": sharing, "setup": setup.to_json()}, setup
+    return {
+        "speed": speed, "tuning": summary(tuning), "learning": summary(learning), "differences": list(DIFFERENCES),
+        **packages,
+    }  # fmt: skip
 
 
 def race(work: Work, make: Make, threads: int, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
@@ -232,12 +240,17 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"{entry['work']:8} {name:22} {rate:8,}   {'  '.join(ratios)}".rstrip())
         if entry["bar"]:
             lines.append(f"{entry['work']:8} wanted: none / not shared at least {entry['bar']}")
-    if results["learning"]:
-        lines.append(
-            f"{'learner':22} {'lr':>6} {'entropy':>7} {'seeds':>5} {'steps/s':>8}  greedy return         sampled  "
-            f"to {THRESHOLD}"
-        )
-    for entry in results["learning"]:
+    for task in ("tuning", "learning"):
+        lines += _learners(task, results[task]) if results[task] else []
+    lines += [f"- {difference}" for difference in results["differences"]]
+    return "\n".join(lines)
+
+
+def _learners(task: str, entries: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{task:22} {'lr':>6} {'entropy':>7} {'seeds':>5} {'steps/s':>8}  greedy return         sampled  to {THRESHOLD}"
+    ]
+    for entry in entries:
         greedy, sampled = entry["final"]["greedy"], entry["final"]["sampled"]
         span = f" ({greedy['low']:.3f} to {greedy['high']:.3f})" if greedy["low"] is not None else ""
         reached = [f"{p[0] / 1e6:.1f}M in {p[1]:.0f} s" if p else "never" for p in entry["to_threshold"]]
@@ -246,5 +259,4 @@ def table(results: dict[str, Any]) -> str:
             f"{len(entry['seeds']):5} "
             f"{entry['env_steps_per_second']:8,}  {greedy['iqm']:.3f}{span}  {sampled['iqm']:.3f}  {', '.join(reached)}"
         )
-    lines += [f"- {difference}" for difference in results["differences"]]
-    return "\n".join(lines)
+    return lines

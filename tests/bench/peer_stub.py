@@ -1,4 +1,4 @@
-"""A peer that learns nothing, for the protocol: 1,000 env steps a second, and returns that rise with its iterations."""
+"""A peer that learns nothing, for the protocol: 1,000 env steps a second, and returns that rise with iterations and learning rate."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ for line in sys.stdin:
         env_steps = command["iterate"] * setup["num_envs"] * setup["length"]
         print(json.dumps({"env_steps": env_steps, "seconds": env_steps / 1000}), flush=True)
     elif "evaluate" in command:
-        print(json.dumps({"agent_return_mean": iterations / 10 - command["explore"]}), flush=True)
+        print(json.dumps({"agent_return_mean": iterations * 100 * setup["lr"] - command["explore"]}), flush=True)
     elif "fail" in command:
         print(json.dumps({"error": "ValueError: asked to"}), flush=True)
     else:

@@ -145,7 +145,7 @@ def test_the_summary_and_the_table(race):
     assert (entry["sharing"], entry["lr"], entry["seeds"]) == ("shared", 1e-3, [0, 1])
     assert (entry["env_steps_per_second"], entry["to_threshold"]) == (1500, [None, [50, 0.05]])
     assert entry["final"]["greedy"]["iqm"] == pytest.approx(0.55)
-    text = peers.table({"speed": [race[0]], "learning": [entry], "differences": ["one"]})
+    text = peers.table({"speed": [race[0]], "tuning": [], "learning": [entry], "differences": ["one"]})
     assert "1.00 (1.00 to 1.00)" in text and "none / not shared at least 1.3" in text
     assert "0.550 (0.500 to 0.600)" in text and "never, 0.0M in 0 s" in text and "- one" in text
 
@@ -173,12 +173,19 @@ def test_a_second_run_finds_all_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "SCRIPT", STUB)
     monkeypatch.setattr(peers, "SHARINGS", ())
     monkeypatch.setattr(peers, "LEARNERS", {("benchmarl", "shared"): ((5e-4, 0.0), (1e-3, 0.01))})
-    options = {"out": tmp_path, "seeds": 2, "env_steps": 5 * 8192, "works": [Work(4, 8, 2, pairs=1)]}
+    options = {
+        "out": tmp_path,
+        "seeds": 2,
+        "env_steps": 5 * 8192,
+        "tuning_steps": 8192,
+        "works": [Work(4, 8, 2, pairs=1)],
+    }
     first = peers.run(1, lambda line: None, **options)
-    assert [(entry["lr"], entry["entropy_coeff"], entry["seeds"]) for entry in first["learning"]] == [
-        (5e-4, 0.0, [0, 1]),
-        (1e-3, 0.01, [0, 1]),
-    ]
+    settings = {
+        task: [(entry["lr"], entry["entropy_coeff"], entry["seeds"]) for entry in first[task]]
+        for task in ("tuning", "learning")
+    }
+    assert settings == {"tuning": [(5e-4, 0.0, [0]), (1e-3, 0.01, [0])], "learning": [(1e-3, 0.01, [1, 2])]}
     assert len((tmp_path / "peers.jsonl").read_text().splitlines()) == 5
     monkeypatch.setattr(peers, "SCRIPT", tmp_path / "nothing.py")
     assert peers.run(1, lambda line: None, **options) == first == json.loads(json.dumps(first))
