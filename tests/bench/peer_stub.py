@@ -1,4 +1,4 @@
-"""A peer that learns nothing, for the protocol: 1,000 env steps a second, and returns that rise with iterations and learning rate."""
+"""A peer that learns nothing, for the protocol: 1,000 env steps a second; returns rise with iterations and rate."""
 
 import json
 import sys
