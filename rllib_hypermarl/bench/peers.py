@@ -5,8 +5,9 @@ is imported here. Both sides have the same env_config, networks, PPO settings an
 others wait: in the race all contenders take turns, iteration by iteration, and in the learning task they come one after
 the other. `DIFFERENCES` lists what cannot be made equal.
 
-The learning task takes hours. What is finished is a line of `peers.jsonl` in the output directory; the same command
-goes on from there, and measures again only what was asked for with other settings.
+Every learner first tries its learning rates on one seed; its best one counts, on others. That takes hours. What is
+finished is a line of `peers.jsonl` in the output directory; the same command goes on from there, and measures again
+only what was asked for with other settings.
 """
 
 from __future__ import annotations

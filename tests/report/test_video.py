@@ -12,7 +12,7 @@ from rllib_hypermarl import env as envs
 from rllib_hypermarl.env import Mark, Wrapper
 from rllib_hypermarl.errors import EnvError, ReportError
 from rllib_hypermarl.nets import TeamNet
-from rllib_hypermarl.report.video import _has_ffmpeg, _limits, check_video, film, write_video
+from rllib_hypermarl.report.video import _limits, check_video, film, write_video
 
 
 def team(name, **env_config):
@@ -77,7 +77,6 @@ def test_teams_side_by_side_wait_for_each_other(particles, tmp_path):
     assert (np.abs(shown[3][right] - shown[6][right]) > 60).sum() == 0  # its episode was over after two steps
 
 
-@pytest.mark.skipif(not _has_ffmpeg(), reason="no ffmpeg")
 def test_an_mp4_has_a_frame_for_each_state_and_for_the_pause_at_an_episode_s_end(particles, tmp_path):
     path = tmp_path / "film.mp4"
     check_video(path)
