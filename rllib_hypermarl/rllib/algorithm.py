@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,21 @@ from .sampling import RemoteSampler
 
 MEASURES = "metrics"
 """Key of results that were measured on networks."""
+
+
+@contextlib.contextmanager
+def learner_failures() -> Iterator[None]:
+    """Around whatever asks the learners: one may have died since the last time, whoever asks first finds out.
+
+    Raises:
+        ActorsLostError: in place of Ray's error, with its cause.
+    """
+    try:
+        yield
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        text = " ".join(str(cause).split())[:300]
+        raise ActorsLostError(f"a learner failed ({text}); go on from the last checkpoint") from error
 
 
 class HyperMARL(PPO):
@@ -147,12 +163,8 @@ class HyperMARL(PPO):
             data = {"batches": [shard.arrays() for shard in shards]}
         else:
             raise RunFailedError(f"the envs that answered are fewer than the {len(shards)} learners")
-        try:
+        with learner_failures():
             return self.learner_group.update(**data, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps})
-        except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            text = " ".join(str(cause).split())[:300]
-            raise ActorsLostError(f"a learner failed ({text}); go on from the last checkpoint") from error
 
     @property
     def _measures(self) -> bool:
@@ -172,12 +184,18 @@ class HyperMARL(PPO):
             )
         else:
             weights = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-            self.env_runner.set_state(self.learner_group.get_state(weights)[COMPONENT_LEARNER])
+            with learner_failures():
+                state = self.learner_group.get_state(weights)
+            self.env_runner.set_state(state[COMPONENT_LEARNER])
 
     @property
     def env_steps(self) -> int:
         """Env steps sampled since the start of training, resumed runs included."""
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
+
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        with learner_failures():
+            return super().save_to_path(*args, **kwargs)
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         self._sampler.drop_request()

@@ -1,16 +1,18 @@
 """Env runners and learners as processes that are killed, stopped, or fail: training goes on or says why not."""
 
+import functools
 import os
 import re
 import signal
 import threading
 import time
 
+import psutil
 import pytest
 import ray
 
 from rllib_hypermarl import HyperMARL, HyperMARLConfig
-from rllib_hypermarl.errors import ConfigError, EnvError, RunFailedError
+from rllib_hypermarl.errors import ActorsLostError, ConfigError, EnvError, RunFailedError
 from rllib_hypermarl.rllib import checkpoints
 from tests.helpers import (
     STEPS,
@@ -194,15 +196,36 @@ def test_actors_take_the_resources_that_their_keys_name(build):
         wait_until(lambda kind=kind, number=number: taken(kind) == number, timeout=60)
 
 
-def test_a_learner_that_is_killed_ends_the_run_with_the_reason(build):
+def kill_the_first_learner(algo):
+    """The one that RLlib asks for weights and state. Returns when its process is gone."""
+    pid = next(iter(algo.learner_group.foreach_learner(lambda learner: os.getpid()))).get()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("moment", ["before an update", "after an update", "before a checkpoint"])
+def test_a_learner_that_is_killed_ends_the_run_with_the_reason(build, tmp_path, monkeypatch, moment):
     algo = build("learners.num_learners=2", f"training.train_batch_size_per_learner={STEPS // 2}")
     algo.train()
-    found = algo.learner_group.foreach_learner(lambda learner: os.getpid())
-    os.kill(next(result.get() for result in found), signal.SIGKILL)
+    update = algo.learner_group.update
+    action = algo.train
+    if moment == "after an update":
+
+        def update_and_kill(**kwargs):
+            results = update(**kwargs)
+            kill_the_first_learner(algo)
+            return results
+
+        monkeypatch.setattr(algo.learner_group, "update", update_and_kill)
+    else:
+        kill_the_first_learner(algo)
+    if moment == "before a checkpoint":
+        action = functools.partial(checkpoints.save, algo, tmp_path)
     started = time.monotonic()
-    with pytest.raises(RunFailedError, match=r"a learner failed .*; go on from the last checkpoint"):
-        algo.train()
+    with pytest.raises(ActorsLostError, match=r"a learner failed .*; go on from the last checkpoint"):
+        action()
     assert time.monotonic() - started < 60
+    assert not checkpoints.list_checkpoints(tmp_path)
 
 
 def test_after_a_restore_every_runner_samples_with_the_restored_weights(build, tmp_path):
