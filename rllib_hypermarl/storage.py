@@ -1,18 +1,20 @@
 """Where results go: a directory, or a URI of any file system that pyarrow opens (`s3://`, `gs://`, `hdfs://`, ...).
 
 Training appends to files and renames directories, which object stores cannot do. So a URI has a working copy on the
-machine that writes it: fetched when work begins, sent after each checkpoint. A checkpoint's manifest is sent last, so
-that one that was cut short there is not mistaken for a whole one.
+machine that writes it: fetched when work begins, sent after each checkpoint. A checkpoint's manifest is sent last and
+removed first, so that one that was cut short there is not mistaken for a whole one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -129,25 +131,46 @@ class Storage:
         self.wait()
         system, base = self.file_system()
         try:
-            present = names or self._files()
-            for name in sorted(present, key=lambda name: (name.endswith(_LAST), name)):
-                source = self.path / name
-                try:
-                    stamp = _stamp(source)
+            with self._still(names) as still:
+                present = _files(still)
+                for name in sorted(present, key=lambda name: (name.endswith(_LAST), name)):
+                    stamp = _stamp(still / name)
                     if self._sent.get(name) == stamp:
                         continue
                     target = f"{base}/{name}"
                     self._make_directory(system, target.rpartition("/")[0])
-                    copy_files(str(source), target, source_filesystem=LocalFileSystem(),
+                    copy_files(str(still / name), target, source_filesystem=LocalFileSystem(),
                                destination_filesystem=system, use_threads=False)  # fmt: skip
-                except FileNotFoundError:  # an old checkpoint, removed meanwhile
-                    continue
-                self._sent[name] = stamp
-            for name in [] if names else self._sent.keys() - set(self._files()):
+                    self._sent[name] = stamp
+            gone = set() if names else self._sent.keys() - set(present)
+            for name in sorted(gone, key=lambda name: not name.endswith(_LAST)):
                 system.delete_file(f"{base}/{name}")
                 del self._sent[name]
         except OSError as error:
             raise ConfigError(f"{self.uri}: cannot be written ({_reason(error)})") from error
+
+    @contextlib.contextmanager
+    def _still(self, names: Collection[str]) -> Iterator[Path]:
+        """A directory of hard links to `names` (to all but hidden files where there are none).
+
+        Sending may take longer than a checkpoint lives; what is linked stays until it is sent.
+        """
+        still = self.path.parent / "sending"
+        shutil.rmtree(still, ignore_errors=True)
+        still.mkdir()
+        for name in names or _files(self.path):
+            (still / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(self.path / name, still / name)
+            except FileNotFoundError:  # of an old checkpoint, removed meanwhile
+                continue
+        for manifest in list(still.rglob(_LAST)):
+            if not (self.path / manifest.relative_to(still)).exists():  # more of it may be missing
+                shutil.rmtree(manifest.parent)
+        try:
+            yield still
+        finally:
+            shutil.rmtree(still, ignore_errors=True)
 
     def send_or_say(self, *names: str) -> None:
         """As `send`; what cannot be sent is said, once until it can be again, and tried again the next time."""
@@ -196,18 +219,20 @@ class Storage:
             system.create_dir(path, recursive=True)
             self._made.add(path)
 
-    def _files(self) -> list[str]:
-        found = []
-        for directory, below, names in os.walk(self.path):  # which does not mind directories that vanish meanwhile
-            below[:] = [name for name in below if not name.startswith(".")]
-            relative = Path(directory).relative_to(self.path)
-            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
-        return found
-
 
 def is_uri(where: Any) -> bool:
     """Whether a path is none, but a URI."""
     return "://" in str(where)
+
+
+def _files(path: Path) -> list[str]:
+    """Names of all files below `path` but hidden ones, their parts separated by `/`."""
+    found = []
+    for directory, below, names in os.walk(path):  # which does not mind directories that vanish meanwhile
+        below[:] = [name for name in below if not name.startswith(".")]
+        relative = Path(directory).relative_to(path)
+        found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+    return found
 
 
 def _whole_ones(names: list[str]) -> list[str]:

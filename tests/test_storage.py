@@ -1,8 +1,10 @@
 """Results at a URI: what is there after work, what comes back, and what is said where it cannot be."""
 
+import os
 import shutil
 
 import pytest
+from pyarrow import fs
 
 from rllib_hypermarl.errors import ConfigError, RunFailedError
 from rllib_hypermarl.storage import Storage, is_uri
@@ -100,6 +102,29 @@ def test_sending_in_the_background_ends_with_the_newest(uri, tmp_path):
         storage.send_soon()
     storage.close()
     assert read(tmp_path / "kept") == {"result.json": "49"}
+
+
+@pytest.mark.parametrize("moment", ["while it is sent", "while it is about to be sent"])
+def test_a_checkpoint_is_sent_whole_even_if_sending_takes_longer_than_it_lives(uri, tmp_path, monkeypatch, moment):
+    storage = Storage(uri)
+    write(storage, RUN)
+    module, slow = {"while it is sent": (fs, "copy_files"), "while it is about to be sent": (os, "link")}[moment]
+    function = getattr(module, slow)
+
+    def while_training_goes_on(source, target, **kwargs):
+        function(source, target, **kwargs)
+        if (storage.path / "checkpoint_000002").exists():
+            write(storage, {"checkpoint_000004/manifest.json": "m"})
+            (storage.path / "checkpoint_000002").rename(storage.path / ".checkpoint_000002.unfinished")
+
+    monkeypatch.setattr(module, slow, while_training_goes_on)
+    storage.send()
+    other = Storage(uri)
+    other.fetch()
+    assert read(other.path) == (RUN if moment == "while it is sent" else {"config.yaml": "a", "result.json": "1\n"})
+    storage.close()
+    assert set(read(tmp_path / "kept")) == {"config.yaml", "result.json", "checkpoint_000004/manifest.json"}
+    other.discard()
 
 
 def test_a_directory_needs_nothing(tmp_path):

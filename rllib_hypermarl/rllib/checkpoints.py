@@ -49,8 +49,16 @@ def save(algo: HyperMARL, run_dir: Path, keep: int = 2, keep_every: int | None =
     stays = _milestones(run_dir, keep_every) if keep_every else set()
     for old in list_checkpoints(run_dir)[:-keep]:
         if old not in stays:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return target
+
+
+def _remove(checkpoint: Path) -> None:
+    """Out of sight at once: whoever lists or sends checkpoints meanwhile finds it whole or not at all."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.unfinished")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _milestones(run_dir: Path, every: int) -> set[Path]:

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from pyarrow.fs import FileSelector, FileSystem
 
 from tests import helpers as processes
-from tests.helpers import ROOT, STEPS, environment, game, wait_until, write_config
+from tests.helpers import ROOT, STEPS, environment, game, rows, wait_until, write_config
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -51,21 +52,25 @@ class Bucket:
             return file.read().decode()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def keys():
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in KEYS.items():
+            patch.setenv(key, value)
+        yield
+
+
 @pytest.fixture(scope="module")
-def bucket():
-    before = {key: os.environ.get(key) for key in KEYS}
-    os.environ.update(KEYS)
+def bucket(keys):
     made = Bucket()
     yield made
     made.server.kill()
     made.server.wait()
-    for key, value in before.items():
-        os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
 def steps(bucket, run):
-    rows = [json.loads(line) for line in bucket.read(f"{run}/result.json").splitlines()]
-    return [row["num_env_steps_sampled_lifetime"] for row in rows]
+    found = [json.loads(line) for line in bucket.read(f"{run}/result.json").splitlines()]
+    return [row["num_env_steps_sampled_lifetime"] for row in found]
 
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_and_can_be_evaluated(bucket, tmp_path):
@@ -133,15 +138,19 @@ def test_a_bucket_that_is_not_there_or_cannot_be_reached_is_said_before_training
 
 def test_a_store_that_goes_away_does_not_stop_training_and_the_results_are_kept(tmp_path):
     own = Bucket()
-    config = write_config(tmp_path, "run.checkpoint_seconds=1", f"run.stop_env_steps={STEPS * 900}")
+    config = write_config(tmp_path, "run.checkpoint_seconds=1", "run.stop_env_steps=1_000_000_000")
     process = processes.start("train", config, "--out", own.uri("run"), cwd=tmp_path)
     wait_until(lambda: any(name.endswith("manifest.json") for name in own.files("run")), process, every=0.5)
     own.server.kill()
     own.server.wait()
+    line = next(line for line in process.stderr if "results stay in" in line)
+    kept = Path(line.rpartition("results stay in ")[2].partition(", and go there")[0])
+    before = len(rows(kept))
+    wait_until(lambda: len(rows(kept)) >= before + 50, process)
+    process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in stderr, stderr
-    assert "results stay in" in stderr
-    kept = stderr.rpartition("the results are in ")[2].strip()
+    assert stderr.rstrip().endswith(f"the results are in {kept}")
     done = processes.run("evaluate", kept, "--episodes", "4", "--json", cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["env_steps"] >= STEPS * 900
-    shutil.rmtree(os.path.dirname(kept))
+    assert done.returncode == 0 and json.loads(done.stdout)["env_steps"] == STEPS * len(rows(kept))
+    shutil.rmtree(kept.parent)
