@@ -16,7 +16,7 @@ from ..signals import StopSignals
 from ..storage import Storage
 from ..tuning.results import rank, short, table
 from ..tuning.spec import Sweep
-from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE, number_of
+from ..tuning.study import ENV_STEPS, ERROR, OBJECTIVE, TRAINED, number_of
 from ..tuning.sweep import only_driver, prepare, run_sweep
 from .ray_session import ray_session
 
@@ -70,7 +70,7 @@ class SweepReport(tune.Callback):
         self._newest[number_of(trial.local_path)] = result
         if time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._last_line = time.monotonic()
-            running = [f"{number:04d} at {r[ENV_STEPS]:,}" for number, r in self._newest.items()]
+            running = [f"{number:04d} at {r.get(TRAINED, 0):,}" for number, r in self._newest.items()]
             self._say(f"{len(running)} running ({', '.join(running)} of {self._stop:,} env steps)")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -27,7 +27,7 @@ from ..rllib.run_dir import RESULTS, RunDir
 from ..rllib.train import TrainingRun
 from ..storage import Storage
 from .spec import with_params
-from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, number_of
+from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, TRAINED, number_of
 
 CANDIDATES = "candidates"
 """Their directory, in the sweep's."""
@@ -87,11 +87,13 @@ class Candidate(tune.Trainable):
         if self._error is not None:
             return {**self._result, **self._error, "done": True}
         started = time.monotonic()
-        while not self._is_due() and time.monotonic() - started < STEP_SECONDS:
+        while not self._is_due():
             self._last().iterate()
+            if time.monotonic() - started >= STEP_SECONDS:
+                break
         if self._is_due():
             self._report()
-        return self._result
+        return {**self._result, TRAINED: self._last().algo.env_steps}
 
     def _last(self) -> TrainingRun:
         """The run that the others wait for."""

@@ -22,6 +22,8 @@ from ..errors import RunFailedError
 from .spec import Params, Sweep
 
 OBJECTIVE, ENV_STEPS, SEED_VALUES, PARAMS = "objective", "env_steps", "seed_values", "params"
+TRAINED = "trained_env_steps"
+"""Key of a candidate's results: its env steps by now, where ENV_STEPS are those of its last values."""
 ERROR, FATAL = "error", "fatal"
 """Keys of a candidate's results, and of a trial's user attributes: why it failed, and why all others would."""
 STUDY_FILE, STUDY_NAME = "study.db", "sweep"

@@ -4,8 +4,9 @@ import pytest
 
 from rllib_hypermarl.errors import ConfigError
 from rllib_hypermarl.storage import Storage
+from rllib_hypermarl.tuning import candidate
 from rllib_hypermarl.tuning.candidate import aggregate, candidate_bundles, check_shared, newest
-from tests.helpers import game
+from tests.helpers import STEPS, game
 
 
 def test_the_newest_value_is_the_last_row_s_that_has_it():
@@ -41,3 +42,20 @@ def test_a_node_that_does_not_see_the_sweep_s_directory_is_named(tmp_path):
 @pytest.mark.parametrize("how", ["mean", "iqm"])
 def test_a_value_that_is_no_number_shows(how):
     assert str(aggregate([1.0, float("nan"), 2.0], how)) == "nan"
+
+
+def test_progress_is_told_before_the_first_values(ray_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidate, "STEP_SECONDS", 0)  # a step is an iteration
+    evaluation = ("evaluation.evaluation_interval=2", "evaluation.evaluation_duration=1")
+    settings = {
+        "storage": str(tmp_path), "config": game(*evaluation, f"run.stop_env_steps={4 * STEPS}"), "params": {},
+        "seeds": [0, 1], "metric": "evaluation/env_runners/agent_return_mean", "aggregate": "mean",
+        "report_iterations": 2, "save_when_stopped": False,
+    }  # fmt: skip
+    monkeypatch.setattr(candidate.Candidate, "logdir", "trial_0000")  # Tune's, of the first trial
+    trial = candidate.Candidate(settings)
+    results = [trial.step() for _ in range(8)]
+    trial.stop()
+    assert [result["trained_env_steps"] // STEPS for result in results] == [0, 1, 1, 2, 2, 3, 3, 4]
+    assert [result["env_steps"] // STEPS for result in results] == [0, 0, 0, 2, 2, 2, 2, 4]
+    assert [result["done"] for result in results if "done" in result] == [False] * 4 + [True]
