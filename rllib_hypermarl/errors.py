@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import traceback
+from pathlib import Path
 
 
 class HyperMARLError(Exception):
@@ -72,3 +74,13 @@ class StoppedBySignal(HyperMARLError):  # noqa: N818  (not an error)
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_status = 128 + signum
+
+
+def in_one_line(error: Exception, log: Path) -> str:
+    """What nobody foresaw, for a message. Its traceback goes to `log`, unless a full disk is what happened."""
+    text = f"{type(error).__name__}: {error}"
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return text
+    return f"{text} (details in {log})"

@@ -8,14 +8,13 @@ import logging
 import signal
 import sys
 import tempfile
-import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BundleError, HyperMARLError, StoppedBySignal
+from ..errors import BundleError, HyperMARLError, StoppedBySignal, in_one_line
 
 if TYPE_CHECKING:
     from ..bundle import TeamPolicy
@@ -391,6 +390,4 @@ def run(arguments: list[str]) -> int:
     except HyperMARLError as error:
         return fail(str(error), error.exit_status)
     except Exception as error:
-        log = Path(tempfile.gettempdir()) / "rllib_hypermarl-error.txt"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        return fail(f"{type(error).__name__}: {error} (details in {log})", 1)
+        return fail(in_one_line(error, Path(tempfile.gettempdir()) / "rllib_hypermarl-error.txt"), 1)

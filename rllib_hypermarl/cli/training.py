@@ -6,13 +6,12 @@ import contextlib
 import math
 import sys
 import time
-import traceback
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import ActorsLostError, HyperMARLError, RunFailedError, StoppedBySignal
+from ..errors import ActorsLostError, HyperMARLError, RunFailedError, StoppedBySignal, in_one_line
 from ..rllib import checkpoints
 from ..rllib.algorithm import HyperMARL
 from ..rllib.config import HyperMARLConfig
@@ -71,9 +70,7 @@ def start_run(
             except HyperMARLError:
                 raise
             except Exception as error:
-                log = run_dir / "error.txt"
-                log.write_text(traceback.format_exc(), encoding="utf-8")
-                raise RunFailedError(f"{type(error).__name__}: {error} (details in {log})") from error
+                raise RunFailedError(in_one_line(error, run_dir / "error.txt")) from error
             finally:
                 algo.stop()
             config = config or HyperMARLConfig.from_yaml(run_dir / "config.yaml")

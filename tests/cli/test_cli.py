@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -289,6 +290,17 @@ class TestRun:
         error = error_of(capfd, 1, "train", write_config(tmp_path), "--out", "run")
         assert "ZeroDivisionError: division by zero (details in run/error.txt)" in error
         assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+    def test_a_full_disk_is_one_line(self, capfd, tmp_path, monkeypatch):
+        from rllib_hypermarl import HyperMARL
+
+        def fill(self):
+            (tmp_path / "run" / "error.txt").symlink_to("/dev/full")
+            Path("/dev/full").write_text("x")
+
+        monkeypatch.setattr(HyperMARL, "training_step", fill)
+        error = error_of(capfd, 1, "train", write_config(tmp_path), "--out", "run")
+        assert "OSError: [Errno 28] No space left on device" in error and "details" not in error
 
     def test_a_damaged_checkpoint_is_named(self, capfd, tmp_path):
         path = write_config(tmp_path)
