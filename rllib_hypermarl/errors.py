@@ -61,7 +61,7 @@ class ObservationError(HyperMARLError, ValueError):
 
 
 class RunFailedError(HyperMARLError, RuntimeError):
-    """Training failed in a way we did not foresee; the traceback is in the run directory."""
+    """Training failed in a way we did not foresee; the traceback is in the run directory, if that can be written."""
 
 
 class ActorsLostError(RunFailedError):

@@ -38,7 +38,7 @@ MEASURES = "metrics"
 
 @contextlib.contextmanager
 def learner_failures() -> Iterator[None]:
-    """Around whatever asks the learners: one may have died since the last time, whoever asks first finds out.
+    """Around whatever training asks the learners: one may have died since the last time, whoever asks first finds out.
 
     Raises:
         ActorsLostError: in place of Ray's error, with its cause.
