@@ -72,8 +72,11 @@ class StoppedBySignal(HyperMARLError):  # noqa: N818  (not an error)
     """Training stopped because of a signal; the last finished iteration is saved."""
 
     def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__(signum)  # nothing else, or Tune could not copy it
         self.exit_status = 128 + signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.exit_status - 128).name}"
 
 
 def in_one_line(error: Exception, log: Path) -> str:

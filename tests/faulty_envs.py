@@ -1,6 +1,7 @@
 """Environments that break the contract, each in one way."""
 
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -75,6 +76,15 @@ class RaisingEnv(GoodEnv):
 class RaisingResetEnv(GoodEnv):
     def reset(self, seed=None):
         raise RuntimeError("no licence")
+
+
+class SlowToMakeEnv(GoodEnv):
+    """Writes an empty file as its construction begins; that takes two minutes."""
+
+    def __init__(self, num_envs, device="cpu", file=""):
+        Path(file).touch()
+        time.sleep(120)
+        super().__init__(num_envs, device)
 
 
 class SlowEnv(GoodEnv):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ def ray_session() -> Iterator[None]:
     else:
         # "local", or Ray would join a cluster that somebody started on this machine.
         ray.init("local", num_cpus=granted_cpus(), include_dashboard=False, **quiet)
+    # Ray's handler in Python exits; one that its core worker put below it would abort the process three seconds later.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import sys
 import time
@@ -98,6 +99,8 @@ def _train(
                 signals=signals,
             )
     except StoppedBySignal as stopped:
+        # Where the signal went to all processes, RLlib will find its actors dead when it stops them.
+        logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
         print(f"{stopped}; go on with: python -m rllib_hypermarl resume {storage}", file=sys.stderr)
         raise
 

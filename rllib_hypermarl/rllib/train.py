@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoppedBySignal
+from ..errors import ActorsLostError, StoppedBySignal
 from ..signals import GRACE_SECONDS, StopSignals
 from ..storage import Storage
 from . import checkpoints
@@ -92,13 +92,18 @@ def train(
         signals: those of the command, if they were watched already.
 
     Raises:
-        StoppedBySignal: SIGINT or SIGTERM came; a checkpoint is on disk.
+        StoppedBySignal: SIGINT or SIGTERM came; the last finished iteration is saved, if what it takes still lives.
+        ActorsLostError: learners died; training can go on from the last checkpoint.
     """
     run = TrainingRun(algo, storage, settings)
     signals = signals or StopSignals()
     with signals.installed(), contextlib.closing(run):
-        while algo.env_steps < stop_env_steps and signals.received is None:
-            on_result(run.iterate(signals.iteration()))
-        run.save()
+        try:
+            while algo.env_steps < stop_env_steps and signals.received is None:
+                on_result(run.iterate(signals.iteration()))
+            run.save()
+        except ActorsLostError:
+            if signals.received is None:
+                raise  # otherwise the signal went to all processes, and what was saved before is all there is
         if signals.received is not None:
             raise StoppedBySignal(signals.received)

@@ -1,16 +1,18 @@
 """What a checkpoint holds, and what the library says about one that is missing or damaged."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
 
 import pytest
 import torch
 
 from rllib_hypermarl import HyperMARL, HyperMARLConfig
-from rllib_hypermarl.errors import CheckpointError
+from rllib_hypermarl.errors import ActorsLostError, CheckpointError, StoppedBySignal
 from rllib_hypermarl.rllib import checkpoints
-from rllib_hypermarl.rllib.train import TrainingRun
+from rllib_hypermarl.rllib.train import TrainingRun, train
 from rllib_hypermarl.storage import Storage
 from tests.helpers import STEPS, comparable, game, same, weights
 
@@ -244,3 +246,22 @@ def test_another_algorithm_s_checkpoint_is_refused(copy, saved):
 
 def test_the_manifest_is_json_for_everybody(saved):
     assert json.loads((saved / checkpoints.MANIFEST).read_text())["versions"]["ray"] == "2.60.0"
+
+
+@pytest.mark.parametrize(("signum", "ends_with"), [(signal.SIGTERM, StoppedBySignal), (None, ActorsLostError)])
+def test_learners_that_die_of_a_signal_to_all_processes_are_no_failure(saved, tmp_path, monkeypatch, signum, ends_with):
+    algo = checkpoints.load(saved)
+
+    def die():
+        if signum:
+            os.kill(os.getpid(), signum)
+        raise ActorsLostError("a learner failed")
+
+    monkeypatch.setattr(algo, "train", die)
+    with pytest.raises(ends_with):
+        train(algo, Storage(tmp_path / "run"), stop_env_steps=100 * STEPS, settings=algo.config)
+    algo.stop()
+
+
+def test_a_stop_by_a_signal_can_be_copied_as_tune_does():
+    assert str(pickle.loads(pickle.dumps(StoppedBySignal(signal.SIGINT)))) == "stopped by SIGINT"

@@ -1,5 +1,6 @@
 """Real runs, stopped and killed: what is on disk afterwards, and that `resume` goes on from it."""
 
+import os
 import signal
 import time
 
@@ -126,6 +127,33 @@ def test_a_signal_while_ray_starts_leaves_nothing_behind(tmp_path, signum):
     returncode, err = stop(process, signum)
     assert returncode in (128 + signum, -signum), err
     assert "Traceback" not in err
+
+
+def test_a_signal_while_the_algorithm_is_built_ends_it_at_once(tmp_path):
+    """Ray's core worker has a handler of its own for SIGTERM, which would abort the process (`ray_session`)."""
+    made = tmp_path / "made"
+    path = write_config(tmp_path, "env=tests.faulty_envs:SlowToMakeEnv", f"env_config={{file: {made}}}")
+    process = start("train", path, ENDLESS, "--out", tmp_path / "run", cwd=ROOT)
+    wait_until(made.exists, process)
+    returncode, err = stop(process, signal.SIGTERM)
+    assert (returncode, err) == (143, "error: stopped\n")
+
+
+@pytest.mark.parametrize("learners", [0, 1])
+def test_a_signal_to_all_processes_ends_a_run_that_can_go_on(tmp_path, learners):
+    """As `timeout`, systemd and Slurm send it: Ray's processes, and with them runners and learners, die at once."""
+    run_dir = tmp_path / "run"
+    actors = ["env_runners.num_env_runners=1", "env_runners.num_cpus_per_env_runner=0.1", "run.checkpoint_seconds=0.5",
+              f"learners.num_learners={learners}", "learners.num_cpus_per_learner=0.1"]  # fmt: skip
+    process = start("train", write_config(tmp_path), ENDLESS, *actors, "--out", run_dir, cwd=ROOT)
+    wait_until(lambda: checkpoints.list_checkpoints(run_dir), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, error
+    assert error.splitlines()[-1] == f"stopped by SIGTERM; go on with: python -m rllib_hypermarl resume {run_dir}"
+    assert "Traceback" not in error
+    wait_until(lambda: not processes_of(process.pid))
+    goes_on(run_dir, 2)
 
 
 def test_a_failing_env_ends_a_real_run_with_one_line(tmp_path):
