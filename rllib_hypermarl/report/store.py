@@ -192,7 +192,17 @@ def read_run(name: str, path: Path) -> Run:
         raise ReportError(f"has no results: {RESULTS} is missing or empty{failed}")
     if any(key not in row for row in rows for key in (ENV_STEPS, SECONDS)):
         raise ReportError(f"{RESULTS} is not a run's: a row has no {ENV_STEPS} or {SECONDS}")
+    _count_on(rows)
     return Run(name, path, dotted(groups), rows, _read_evaluation(path))
+
+
+def _count_on(rows: Sequence[dict[str, float]]) -> None:
+    """Where seconds begin again, a run was resumed from a checkpoint that did not hold them."""
+    past = before = 0.0
+    for row in rows:
+        past += before if row[SECONDS] < before else 0.0
+        before = row[SECONDS]
+        row[SECONDS] += past
 
 
 def _read_evaluation(path: Path) -> float | None:

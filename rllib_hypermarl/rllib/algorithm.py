@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import (
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
+from ray.tune.result import TIME_TOTAL_S
 
 from ..errors import ActorsLostError, RunFailedError
 from ..rollout import Rollout, split
@@ -196,6 +197,14 @@ class HyperMARL(PPO):
     def save_to_path(self, *args: Any, **kwargs: Any) -> str:
         with learner_failures():
             return super().save_to_path(*args, **kwargs)
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's, and the seconds of training so far, which it counts anew after a restore."""
+        return {**super().get_state(*args, **kwargs), TIME_TOTAL_S: self._time_total}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._time_total = state.get(TIME_TOTAL_S, self._time_total)
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         self._sampler.drop_request()

@@ -12,6 +12,7 @@ from rllib_hypermarl.cli.app import run
 from rllib_hypermarl.errors import ReportError
 from rllib_hypermarl.report import statistics
 from rllib_hypermarl.report.numbers import report_numbers
+from rllib_hypermarl.report.store import read_run
 from rllib_hypermarl.report.write import write_report
 from rllib_hypermarl.rllib.run_dir import read_rows
 from tests.helpers import ROOT
@@ -65,6 +66,15 @@ def test_the_same_store_gives_the_same_numbers_wherever_it_is(store, made, tmp_p
     write_report([(str(moved), moved)], tmp_path / "out", threshold=0.5)
     for name in ("report.json", "marl_eval.json"):
         assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_seconds_of_a_resumed_run_that_begin_again_are_counted_on(tmp_path):
+    path = write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (path / "result.json").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["time_total_s"] = [1.0, 2.0, 0.5, 1.5, 2.5, 1.0, 1.0, 2.0][i]  # two resumes
+    (path / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["time_total_s"] for row in read_run("run", path).rows] == [1.0, 2.0, 2.5, 3.5, 4.5, 5.5, 5.5, 6.5]
 
 
 @pytest.mark.usefixtures("no_figures")

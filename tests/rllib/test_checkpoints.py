@@ -67,6 +67,16 @@ def test_on_a_game_a_resumed_run_is_the_run_that_never_stopped(saved):
     assert equal(train_on(resumed, 3), train_on(never_stopped, 3))
 
 
+def test_seconds_of_training_go_on(tmp_path):
+    algo = build()
+    before = [algo.train()["time_total_s"] for _ in range(2)][-1]
+    resumed = checkpoints.load(checkpoints.save(algo, tmp_path))
+    result = resumed.train()
+    assert result["time_total_s"] == pytest.approx(before + result["time_this_iter_s"])
+    algo.stop()
+    resumed.stop()
+
+
 def test_a_resumed_run_that_evaluates_is_the_run_that_never_stopped(tmp_path):
     evaluating = ("evaluation.evaluation_interval=2", "evaluation.evaluation_duration=3")
     never_stopped = build(*evaluating)
