@@ -11,9 +11,10 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class PPOLossConfig:
-    """Coefficients of `ppo_loss`; the names are RLlib's, `clip_value_loss` and `huber_delta` are ours.
+    """Of `ppo_loss` and what it is given; the names are RLlib's, the last three are ours.
 
-    `huber_delta`: value errors count linearly beyond it; None: squared throughout.
+    `huber_delta`: value errors count linearly beyond it; None: squared throughout. `standardise_advantages`: whoever
+    calls `ppo_loss` does that before (`standardise`), as only they know which rows belong together.
     """
 
     clip_param: float = 0.2
@@ -21,6 +22,7 @@ class PPOLossConfig:
     entropy_coeff: float = 0.01
     clip_value_loss: float | None = 0.2
     huber_delta: float | None = None
+    standardise_advantages: bool = True
 
 
 def standardise(advantage: Tensor, std_mean: tuple[Tensor, Tensor] | None = None) -> Tensor:

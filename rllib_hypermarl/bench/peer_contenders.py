@@ -19,7 +19,8 @@ from .throughput import DISPERSION
 DIFFERENCES = (
     "BenchMARL's shared networks get no agent ids: on Dispersion, whose agents start in one place, greedy ones all do "
     "the same. Hence the sampled return beside the greedy one.",
-    "BenchMARL does not standardise advantages and has no setting for it; ours does, by minibatch.",
+    "BenchMARL does not standardise advantages and has no setting for it; ours does, by minibatch, unless "
+    "`hypermarl.standardise_advantages` says not to.",
     "BenchMARL does not clip value errors and has no setting for it; ours does, at 0.2, as the paper does.",
     "In TorchRL's VMAS envs a time limit is a termination; ours is a truncation, whose value is bootstrapped.",
     "BenchMARL has an optimiser each for actor and critic and clips their gradients apart; ours has one for both.",

@@ -1,9 +1,9 @@
 """How noisy the policy gradient is, and whether agents pull shared parameters in different directions.
 
 All of it is about actor losses: the clipped surrogate of `ppo_loss` (with an entropy bonus, if the given config has
-one), advantages standardised jointly over the agents of a minibatch (of a group that learns apart), as in training. On
-data of the current policy its gradient is the policy gradient. Frozen policies are left out. Nothing here changes the
-networks.
+one), advantages standardised, where training does that, jointly over the agents of a minibatch (of a group that learns
+apart). On data of the current policy its gradient is the policy gradient. Frozen policies are left out. Nothing here
+changes the networks.
 
 What a minibatch is (rows, and how many of them) changes all these numbers: compare equal ones only.
 """
@@ -69,11 +69,12 @@ def _losses(net: TeamNet, rows: ActorRows, weights: Weights, config: PPOLossConf
     alive = torch.ones_like(rows.logp) if rows.alive is None else rows.alive.to(rows.logp.dtype)
     columns = (dist.log_prob(rows.actions), dist.entropy(), rows.logp, rows.advantage, alive)
     logp, entropy, old_logp, advantage, alive = (net.trained(x) for x in columns)
-    standard = torch.zeros_like(advantage)
-    for group in net.group_members().bool():
-        counted = (alive > 0) & group.unsqueeze(1)
-        standard[counted] = standardise(advantage[counted])
-    by_agent = zip(logp, entropy, old_logp, standard, alive / alive.sum(1, keepdim=True).clamp_min(1), strict=True)
+    advantage = torch.where(alive > 0, advantage, 0.0)  # what the dead's is may be anything
+    if config.standardise_advantages:
+        for group in net.group_members().bool():
+            counted = (alive > 0) & group.unsqueeze(1)
+            advantage[counted] = standardise(advantage[counted])
+    by_agent = zip(logp, entropy, old_logp, advantage, alive / alive.sum(1, keepdim=True).clamp_min(1), strict=True)
     losses = [
         ppo_loss(new, bonus, None, old_logp=old, old_value=None, advantage=adv, value_target=None, config=config,
                  weight=weight)[0]

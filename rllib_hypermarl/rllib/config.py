@@ -73,6 +73,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         self.activation: Activation = "relu"
         self.init: Init = "exact"
         self.clip_value_loss: float | None = 0.2
+        self.standardise_advantages = True
         self.log_std: LogStd = "shared"
         self.action_bound: Bound = "clip"
         self.optim: Optim = "adam"
@@ -142,6 +143,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
         activation: Activation = NotProvided,
         init: Init = NotProvided,
         clip_value_loss: float | None = NotProvided,
+        standardise_advantages: bool = NotProvided,
         log_std: LogStd = NotProvided,
         action_bound: Bound = NotProvided,
         optim: Optim = NotProvided,
@@ -183,6 +185,7 @@ class HyperMARLConfig(Grouped, PPOConfig):
             activation: of the target networks, `relu` or `tanh`.
             init: `exact`, `paper` or `framework`, see `nets/init.py`.
             clip_value_loss: PPO's clip of the new value around the old one; None: off.
+            standardise_advantages: those of a minibatch have mean 0 and standard deviation 1, over all agents jointly.
             log_std: of continuous actions: `shared` (one free vector for all, the paper's), `per_policy`, `generated`.
             action_bound: of continuous actions: `clip` (the paper's) or `tanh`.
             optim: `adam` (epsilon 1e-5) or `sgd` (no momentum).
@@ -322,7 +325,14 @@ class HyperMARLConfig(Grouped, PPOConfig):
 
     def loss_config(self, entropy_coeff: float) -> PPOLossConfig:
         """Args: entropy_coeff, which may follow a schedule."""
-        return PPOLossConfig(self.clip_param, self.vf_loss_coeff, entropy_coeff, self.clip_value_loss, self.huber_delta)
+        return PPOLossConfig(
+            self.clip_param,
+            self.vf_loss_coeff,
+            entropy_coeff,
+            self.clip_value_loss,
+            self.huber_delta,
+            self.standardise_advantages,
+        )
 
     def model_spec(
         self,

@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "hypermarl": (
         "sharing", "critic_sharing", "critic", "context", "embedding_dim", "hypernet_hidden",
         "hypernet_shared_trunk", "hypernet_rank", "hypernet_reads_obs", "actor_hidden", "critic_hidden", "activation",
-        "init", "clip_value_loss", "log_std", "action_bound", "optim", "huber_delta",
+        "init", "clip_value_loss", "standardise_advantages", "log_std", "action_bound", "optim", "huber_delta",
         "normalise_obs", "normalise_values", "adaptive_lr_kl", "early_stop_kl", "sample_ahead",
         "init_from", "init_like", "init_heads", "trainable", "frozen", "groups",
         "memory", "memory_size", "memory_encoder_hidden", "memory_encoder_sharing", "sequence_length",

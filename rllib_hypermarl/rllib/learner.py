@@ -167,11 +167,14 @@ class HyperMARLLearner(PPOTorchLearner):
                 "value_target": rows["advantage"] + rows["value"],
             }
             values = {key: net.normalised("value", x) for key, x in values.items()}
+        advantage = rows["advantage"]
+        if config.standardise_advantages:
+            advantage = standardise(advantage, None if statistics is None else statistics[:2])
         loss, stats = ppo_loss(
             net.trained(dist.log_prob(rows["actions"])),
             net.trained(dist.entropy()),
             old_logp=rows["logp"],
-            advantage=standardise(rows["advantage"], None if statistics is None else statistics[:2]),
+            advantage=advantage,
             config=config,
             weight=None if statistics is None else rows.get("alive", torch.ones_like(rows["logp"])) / statistics[2],
             **values,

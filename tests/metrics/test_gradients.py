@@ -23,7 +23,11 @@ from tests import oracle
 from tests.metrics.teams import CONTINUOUS, DISCRETE, MULTI, team
 
 TEAMS = [(0, 1, 2), (1, 0, 0, 2, 0), (0, 0)]
-CONFIGS = [PPOLossConfig(entropy_coeff=0.0), PPOLossConfig(clip_param=0.1, entropy_coeff=0.2)]
+CONFIGS = [
+    PPOLossConfig(entropy_coeff=0.0),
+    PPOLossConfig(clip_param=0.1, entropy_coeff=0.2),
+    PPOLossConfig(standardise_advantages=False),
+]
 
 
 def data(net, rows=7, seed=0, actions=None, advantage=None, mortal=False):
@@ -75,7 +79,9 @@ def slow_loss(layers, rows, agent, config, group=None):
         log_probs = oracle.log_softmax(x[allowed])
         taken = torch.arange(len(x))[allowed].tolist().index(rows.actions[agent, b])
         ratio = (log_probs[taken] - rows.logp[agent, b]).exp()
-        advantage = (rows.advantage[agent, b] - centre) / (spread + 1e-8)
+        advantage = rows.advantage[agent, b]
+        if config.standardise_advantages:
+            advantage = (advantage - centre) / (spread + 1e-8)
         clipped = min(max(ratio, torch.tensor(1 - config.clip_param)), torch.tensor(1 + config.clip_param))
         entropy = -(log_probs.exp() * log_probs).sum()
         total = total - min(ratio * advantage, clipped * advantage) - config.entropy_coeff * entropy
@@ -103,7 +109,7 @@ def slow_parameter_gradients(net, rows, config):
     return torch.stack(gradients).numpy()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["surrogate", "with entropy"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["surrogate", "with entropy", "raw advantages"])
 @pytest.mark.parametrize("agent_policies", TEAMS, ids=str)
 @pytest.mark.parametrize("sharing", SHARING)
 def test_all_statistics_equal_those_of_gradients_taken_the_slow_way(sharing, agent_policies, config):

@@ -9,7 +9,7 @@ import torch
 
 from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl.errors import EnvError
-from rllib_hypermarl.losses import PPOLossConfig, standardise
+from rllib_hypermarl.losses import standardise
 from rllib_hypermarl.nets import SHARING
 from rllib_hypermarl.rllib.learner import _rows
 from rllib_hypermarl.rllib.sequences import values_and_advantages
@@ -91,10 +91,11 @@ def test_a_death_ends_an_agent_s_return_and_time_does_not(cuts):
     algo.stop()
 
 
+@pytest.mark.parametrize("standard", [True, False])
 @pytest.mark.parametrize("critic", ["independent", "central"])
 @pytest.mark.parametrize("sharing", SHARING)
-def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, sharing, critic):
-    algo = build(sharing=sharing, critic=critic)
+def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, sharing, critic, standard):
+    algo = build(sharing=sharing, critic=critic, standardise_advantages=standard)
     learner = algo.learner_group._learner
     value, advantage = values_and_advantages(learner.net, rollout, learner.config)
     net, here = learner.net, rollout.alive.flatten(1, 2)
@@ -103,10 +104,9 @@ def test_the_loss_is_the_mean_over_rows_of_agents_that_were_alive(rollout, shari
     dist = net.policy(obs, generated, rollout.action_mask.flatten(1, 2))
     rows = (dist.log_prob(actions), dist.entropy(), net.value(obs, None, generated), rollout.logp, value, advantage)
     logp, entropy, now, old_logp, old_value, adv = (x.flatten(1)[here] for x in rows)
-    config = PPOLossConfig(0.2, 0.5, 0.01, 0.2)
-    expected, expected_stats = oracle.ppo_loss(
-        logp, entropy, now, old_logp, old_value, standardise(adv), adv + old_value, config
-    )
+    config = algo.config.loss_config(entropy_coeff=0.01)
+    used = standardise(adv) if standard else adv
+    expected, expected_stats = oracle.ppo_loss(logp, entropy, now, old_logp, old_value, used, adv + old_value, config)
     statistics = next(learner._statistics(advantage.flatten(1), here, [(torch.arange(here.shape[1]),)]))
     loss, stats = learner._loss(_rows(rollout, value, advantage), statistics, config)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)

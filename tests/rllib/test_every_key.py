@@ -28,6 +28,7 @@ CHANGES = {
     "hypermarl.activation": ["tanh"],
     "hypermarl.init": ["paper"],
     "hypermarl.clip_value_loss": ["0.001"],
+    "hypermarl.standardise_advantages": ["false"],
     "hypermarl.log_std": ["per_policy", *BOX],
     "hypermarl.action_bound": ["tanh", *BOX],
     "hypermarl.optim": ["sgd"],
