@@ -34,6 +34,27 @@ def test_config_page_lists_every_key_and_every_default_that_differs():
     assert table == {k.removeprefix("_"): v for k, v in differs.items()}
 
 
+def anchors(page: Path) -> set[str]:
+    """What `#...` may name in a page: its ids, and those that GitHub makes of headings."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+def test_links_of_a_page_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^()\s]+)\)", text) if not re.match(r"https?://", link)]
+    lost = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(link)
+    assert not lost
+
+
 @pytest.mark.system
 def test_the_readme_s_own_environment_trains_from_its_yaml_and_the_metrics_page_explains_the_result(tmp_path):
     (env,) = [block for block in code_blocks("README.md", "python") if "# my_env.py" in block]

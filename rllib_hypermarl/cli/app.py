@@ -81,9 +81,13 @@ def tune(config: Path, overrides: tuple[str, ...], out: str | None, wait_for_nod
 @click.option("--stop-env-steps", type=click.IntRange(min=1), help="Train on to this number of env steps.")
 def resume(run_dir: str, stop_env_steps: int | None) -> None:
     """Go on with a run from its newest checkpoint (opened as pickles, which can run code: only your own)."""
+    from ..rllib.config import HyperMARLConfig
     from .training import start_run
 
-    start_run(_stored(run_dir), None, resume=True, stop_env_steps=stop_env_steps)
+    storage, config = _stored(run_dir), None
+    if stop_env_steps is not None:  # the run's own from now on: it is unfinished until then
+        config = HyperMARLConfig.from_yaml(storage.path / "config.yaml", [f"run.stop_env_steps={stop_env_steps}"])
+    start_run(storage, config, resume=True)
 
 
 @app.command()

@@ -31,7 +31,6 @@ def start_run(
     config: HyperMARLConfig | None,
     *,
     resume: bool,
-    stop_env_steps: int | None = None,
     wait_for_nodes: float = 0.0,
 ) -> None:
     """Trains a new run, or goes on with an old one.
@@ -59,9 +58,8 @@ def start_run(
                 check_resources(config, wait_for_nodes)
             algo = config.build_algo() if checkpoint is None else checkpoints.load(checkpoint)
             settings = config or algo.config
-            stop = stop_env_steps or settings.stop_env_steps
             try:
-                _train(algo, storage, settings, stop, signals, resumes=checkpoint is not None)
+                _train(algo, storage, settings, signals, resumes=checkpoint is not None)
                 break
             except ActorsLostError as error:
                 failures += 1
@@ -77,6 +75,7 @@ def start_run(
             config = config or HyperMARLConfig.from_yaml(run_dir / "config.yaml")
             checkpoint = checkpoints.find(run_dir) if checkpoints.list_checkpoints(run_dir) else None
     command = "python -m rllib_hypermarl"
+    stop = settings.stop_env_steps
     print(f"done: {stop:,} env steps; the run is in {storage}")
     print(f"  evaluate: {command} evaluate {storage} --episodes 200")
     print(f"  go on:    {command} resume {storage} --stop-env-steps {2 * stop}")
@@ -84,16 +83,16 @@ def start_run(
 
 
 def _train(
-    algo: HyperMARL, storage: Storage, settings: HyperMARLConfig, stop: int, signals: StopSignals, *, resumes: bool
+    algo: HyperMARL, storage: Storage, settings: HyperMARLConfig, signals: StopSignals, *, resumes: bool
 ) -> None:
     try:
-        with ProgressReport(stop, algo.env_steps) as report:
+        with ProgressReport(settings.stop_env_steps, algo.env_steps) as report:
             if resumes:
                 report.say(f"resuming {storage} at {algo.env_steps:,} env steps")
             train(
                 algo,
                 storage,
-                stop_env_steps=stop,
+                stop_env_steps=settings.stop_env_steps,
                 settings=settings,
                 on_result=report.update,
                 signals=signals,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl.cli import run
 from rllib_hypermarl.rllib import checkpoints
 from tests.helpers import STEPS, environment, rows, write_config
@@ -67,6 +68,7 @@ def test_a_bad_override_is_named_and_nothing_is_made(capfd, tmp_path, command, o
         (["resume", "nowhere"], "'nowhere' does not exist"),
         (["resume", "."], "holds no"),
         (["resume", ".", "--stop-env-steps", "0"], "0 is not in the range"),
+        (["resume", ".", "--stop-env-steps", "5"], "config.yaml: No such file"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
         (["evaluate", ".", "--episodes", "0"], "0 is not in the range"),
         (["evaluate", ".", "--video", "film.avi"], "ends in .gif or .mp4"),
@@ -218,6 +220,7 @@ class TestRun:
         assert run(["resume", "run", "--stop-env-steps", str(5 * STEPS)]) == 0
         assert "resuming run at 384 env steps" in capfd.readouterr().err
         assert [row["training_iteration"] for row in rows("run")] == [1, 2, 3, 4, 5]
+        assert HyperMARLConfig.from_yaml(tmp_path / "run/config.yaml").stop_env_steps == 5 * STEPS  # reports believe it
         assert run(["report", "run"]) == 0
         written = {"report.html", "report.json", "marl_eval.json", "curves.png"}
         assert written <= {entry.name for entry in (tmp_path / "run").iterdir()}
