@@ -14,6 +14,13 @@ _ALIKE = (
     "run.torch_threads", "env_runners.sample_timeout_s", "fault_tolerance.", "resources.",
 )  # fmt: skip
 """Keys, and groups of keys, in which the seeds of one experiment may differ."""
+_GENERATED = {
+    "hypermarl.embedding_dim": {"hyper_mlp", "hyper_linear"},
+    "hypermarl.context": {"hyper_mlp", "hyper_linear"},
+    "hypermarl.hypernet_": {"hyper_mlp"},
+}
+"""Keys, and groups of keys, that change nothing but where weights come from one of these."""
+_SHARINGS = ("hypermarl.sharing", "hypermarl.critic_sharing", "hypermarl.memory_encoder_sharing")
 _TASK = ("env", "env_config.")
 
 
@@ -50,7 +57,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Task], list[dict[str, str]]]:
     """Sorts runs into tasks and groups.
 
     A run whose seed and config another one has already says nothing new, and is left out; so is an unfinished run of
-    a group that has finished ones.
+    a group that has finished ones. Configs that differ in what changes nothing are one.
 
     Returns:
         The tasks, and of the runs that are left out `run`, its name, and `why`.
@@ -58,7 +65,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Task], list[dict[str, str]]]:
     left_out = []
     tasks: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        kept = {key: value for key, value in run.config.items() if not key.startswith(_ALIKE)}
+        kept = {key: value for key, value in run.config.items() if _counts(key, run.config)}
         task = {key: value for key, value in kept.items() if _is_task(key)}
         groups = tasks.setdefault(_identity(task), {})
         groups.setdefault(_identity(kept), []).append(run)
@@ -113,11 +120,13 @@ def labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> lis
     found = []
     for config in configs:
         others = [other for other in configs if other["env"] == config["env"]]
-        keys = dict.fromkeys(key for other in others for key in other if not key.startswith(_ALIKE))
+        keys = dict.fromkeys(key for other in others for key in other)
         differing = [
             key
             for key in keys
-            if _is_task(key) == only_task and len({_identity(other.get(key)) for other in others}) > 1
+            if _is_task(key) == only_task
+            and _counts(key, config)
+            and len({_identity(other.get(key)) for other in others if _counts(key, other)}) > 1
         ]
         if not differing and not only_task:
             differing = ["hypermarl.sharing"]
@@ -126,6 +135,14 @@ def labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> lis
         text = " ".join(f"{name}={_text(config.get(key))}" for name, key in zip(names, differing, strict=True))
         found.append((text, {key: config.get(key) for key in differing}))
     return found
+
+
+def _counts(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether the key's value tells this config's experiment from others."""
+    sharings = {config.get(name) for name in _SHARINGS}
+    return not key.startswith(_ALIKE) and all(
+        sharings & needed for start, needed in _GENERATED.items() if key.startswith(start)
+    )
 
 
 def _is_task(key: str) -> bool:

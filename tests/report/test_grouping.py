@@ -48,6 +48,25 @@ def test_keys_that_change_nothing_part_no_seeds_and_others_do(tmp_path):
     assert left_out == []
 
 
+def test_keys_of_hypernetworks_count_where_there_are_some(tmp_path):
+    for name, seed, *overrides in (
+        ("small", 0, "hypermarl.embedding_dim=4"),
+        ("large", 0, "hypermarl.embedding_dim=8"),
+        ("none", 0, "hypermarl.sharing=none", "hypermarl.embedding_dim=4"),
+        ("none_too", 1, "hypermarl.sharing=none", "hypermarl.embedding_dim=8", "hypermarl.hypernet_hidden=[32]"),
+        ("critic", 0, "hypermarl.sharing=none", "hypermarl.critic_sharing=hyper_mlp", "hypermarl.embedding_dim=8"),
+    ):
+        write_run(tmp_path / name, *overrides, seed=seed)
+    (task,), left_out = grouped(tmp_path)
+    assert {group.label: [run.name for run in group.runs] for group in task.groups} == {
+        "sharing=hyper_mlp critic_sharing=null embedding_dim=4": ["small"],
+        "sharing=hyper_mlp critic_sharing=null embedding_dim=8": ["large"],
+        "sharing=none critic_sharing=null": ["none", "none_too"],
+        "sharing=none critic_sharing=hyper_mlp embedding_dim=8": ["critic"],
+    }
+    assert left_out == []
+
+
 def test_a_config_from_before_a_key_has_that_key_s_default(tmp_path):
     for name, seed in (("new", 0), ("old", 1)):
         write_run(tmp_path / name, seed=seed)
