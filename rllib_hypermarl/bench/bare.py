@@ -19,7 +19,7 @@ from ..rollout import Rollout, RolloutBuffer, gae, next_values
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of the loop; defaults as in tune_configs/dispersion.yaml."""
+    """Of the loop; defaults as in tune_configs/dispersion_base.yaml."""
 
     env: str
     env_config: dict

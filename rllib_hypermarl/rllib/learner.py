@@ -252,9 +252,10 @@ class HyperMARLLearner(PPOTorchLearner):
         self, rollout: Rollout, value: Tensor, advantage: Tensor, means: dict[str, Tensor], gradient_steps: int
     ) -> None:
         """Reads all statistics with one synchronisation and logs them under RLlib's names."""
+        if rollout.alive is not None:
+            value, advantage = value[rollout.alive], advantage[rollout.alive]
+        means["advantage_std"] = advantage.std(correction=0)
         if self.config.use_critic:
-            if rollout.alive is not None:
-                value, advantage = value[rollout.alive], advantage[rollout.alive]
             means["vf_explained_var"] = 1 - advantage.var() / (advantage + value).var().clamp_min(1e-12)
         else:
             del means["vf_loss"]

@@ -5,6 +5,7 @@ import torch
 
 from rllib_hypermarl import HyperMARLConfig
 from rllib_hypermarl.rllib import checkpoints
+from rllib_hypermarl.rllib.sequences import values_and_advantages
 from tests.helpers import STEPS, game, weights
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -39,6 +40,23 @@ def test_the_entropy_bonus_follows_its_schedule():
     for result, coefficient in ((first, 2.0), (second, 0.0)):
         parts = result["policy_loss"] + 0.5 * result["vf_loss"] - coefficient * result["entropy"]
         assert result["total_loss"] == pytest.approx(parts, abs=1e-4)
+
+
+@pytest.mark.parametrize("standardised", ["true", "false"])
+def test_the_size_of_advantages_is_reported_as_they_are(standardised):
+    algo = build(f"hypermarl.standardise_advantages={standardised}")
+    sample, expected = algo.env_runner.sample, []
+
+    def watched(**kwargs):
+        rollout = sample(**kwargs)
+        _, advantage = values_and_advantages(learner(algo).net, rollout, algo.config)
+        expected.append(advantage.std(correction=0).item())
+        return rollout
+
+    algo.env_runner.sample = watched
+    reported = algo.train()["learners"]["hyper"]["advantage_std"]
+    algo.stop()
+    assert [reported] == pytest.approx(expected, rel=1e-5) and 0 < reported < 5
 
 
 def test_the_adaptive_rate_rises_while_little_changes_and_falls_when_much_does(tmp_path):
