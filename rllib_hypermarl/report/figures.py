@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,12 +170,13 @@ def _finals(groups: Sequence[Mapping[str, Any]], threshold: float | None) -> Fig
             axes.plot(group["reference"]["value"], place - 0.25, "k*", markersize=7)
     if threshold is not None:
         axes.axvline(threshold, color="0.5", linewidth=0.8)
-    axes.set_yticks(range(len(done)), [name_of(group) for _, group in done])
+    axes.set_yticks(range(len(done)), [textwrap.fill(name_of(group), 60) for _, group in done])
     axes.set_ylim(len(done) - 0.4, -0.6)
     axes.grid(alpha=0.25, axis="x")
     hollow = "; hollow: `evaluate` of the last networks" if "evaluated" in kinds else ""
     star = "; star: figures of others" if any(group["reference"] for _, group in done) else ""
-    axes.set_xlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}{star}")
+    # Of the figure, not of the axes, which long labels leave little room.
+    figure.supxlabel(f"last greedy return per agent: IQM, 95 % interval, and each run{hollow}{star}", size="medium")
     return figure
 
 
