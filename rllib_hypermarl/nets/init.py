@@ -71,13 +71,16 @@ def calibrate(features: Tensor, kernel: Tensor, norm: float, rounds: int = 100) 
     """
     features, kernel = features.double(), kernel.double()
     inverse = torch.linalg.pinv(features, rtol=1e-2)
+    # All changes are products from the left, and norms take the Gram matrix alone: `[h, h]` stands for `[h, in * out]`.
+    gram, change = kernel @ kernel.mT, torch.eye(len(kernel)).to(kernel)
     for _ in range(rounds):
-        generated = features @ kernel
-        excess = norm / generated.norm(dim=-1, keepdim=True).clamp_min(1e-9) - 1
+        mixed = features @ change
+        length = ((mixed @ gram) * mixed).sum(dim=-1, keepdim=True).clamp_min(0).sqrt()
+        excess = norm / length.clamp_min(1e-9) - 1
         if excess.abs().max() < 5e-3:
             break
-        kernel = kernel + inverse @ (excess * generated)
-    return kernel.float()
+        change = change + inverse @ (excess * mixed)
+    return (change @ kernel).float()
 
 
 @torch.no_grad()

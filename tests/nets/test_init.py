@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from rllib_hypermarl.nets import SHARING, HeadSpec, ModelSpec, TeamNet
-from rllib_hypermarl.nets.init import lecun_normal_, orthogonal, spread
+from rllib_hypermarl.nets.init import calibrate, lecun_normal_, orthogonal, spread
 from tests import oracle
 
 
@@ -231,6 +231,30 @@ def test_orthogonal_matrices_have_one_singular_value(rows, cols, gain):
     assert matrices.shape == (3, rows, cols)
     singular = torch.linalg.svdvals(matrices)
     torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=0)
+
+
+def calibrate_slowly(features, kernel, norm):
+    """Whole generated rows in every round."""
+    features, kernel = features.double(), kernel.double()
+    inverse = torch.linalg.pinv(features, rtol=1e-2)
+    for _ in range(100):
+        generated = features @ kernel
+        excess = norm / generated.norm(dim=-1, keepdim=True) - 1
+        if excess.abs().max() < 5e-3:
+            break
+        kernel = kernel + inverse @ (excess * generated)
+    return kernel.float()
+
+
+@pytest.mark.parametrize("policies, hidden", [(1, 8), (4, 64), (20, 16), (64, 64), (100, 8)])
+def test_a_kernel_is_calibrated_as_whole_rows_would_have_it(policies, hidden):
+    torch.manual_seed(policies)
+    features = torch.rand(policies, hidden) / hidden**0.5
+    kernel = orthogonal(hidden, 12, 10, 1.4).flatten(1)
+    found = calibrate(features, kernel, 4.0)
+    torch.testing.assert_close(found, calibrate_slowly(features, kernel, 4.0), rtol=1e-5, atol=1e-6)
+    if policies <= hidden:
+        torch.testing.assert_close((features @ found).norm(dim=-1), torch.full((policies,), 4.0), rtol=6e-3, atol=0)
 
 
 def test_orthogonal_matrices_point_everywhere():
