@@ -156,7 +156,8 @@ def test_a_signal_to_all_processes_ends_a_run_that_can_go_on(tmp_path, learners)
     assert process.returncode in (143, 1), error
     said = f"stopped by SIGTERM; go on with: python -m rllib_hypermarl resume {run_dir}" in error.splitlines()
     assert said == (process.returncode == 143), error
-    assert "error:" not in error
+    # Of ours; RLlib may have found an actor dead before Python's handler had its turn, and says so in its log.
+    assert not [line for line in error.splitlines() if line.startswith("error:")]
     assert "Traceback" not in error
     wait_until(lambda: not processes_of(process.pid))
     goes_on(run_dir, 2)
