@@ -39,7 +39,7 @@ BARS = {"16x128": 1.3, "600x100": 1.2}
 
 SEEDS, ENV_STEPS, TUNING_STEPS, THRESHOLD = 5, 8_000_000, 1_228_800, 0.7
 _BOTH = ((1e-3, 0.01), (3e-3, 0.01), (1e-2, 0.01))
-_THEIRS = (*_BOTH, (1e-3, 0.0), (5e-4, 0.0))  # it does not standardise advantages: an entropy bonus weighs more
+_THEIRS = (*_BOTH, (1e-3, 0.0), (5e-4, 0.0))
 LEARNERS = {
     ("ours", "hyper_mlp"): _BOTH, ("ours", "none"): _BOTH, ("benchmarl", "not shared"): _THEIRS,
     ("benchmarl", "shared"): _THEIRS,

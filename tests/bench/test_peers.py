@@ -151,8 +151,8 @@ def test_the_summary_and_the_table(race):
 
 
 def test_ours_is_the_shipped_config():
-    shipped = HyperMARLConfig.from_yaml(ROOT / "tune_configs" / "dispersion_base.yaml").to_groups()
-    ours = our_config(Setup(128, 64, 8, 1), "hyper_mlp").to_groups()
+    shipped = HyperMARLConfig.from_yaml(ROOT / "tune_configs" / "dispersion.yaml").to_groups()
+    ours = our_config(Setup(128, 64, 8, 1, lr=3e-3), "hyper_mlp").to_groups()
     assert {key for key in shipped if shipped[key] != ours.get(key)} <= {"run", "evaluation"}
 
 
