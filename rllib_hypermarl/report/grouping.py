@@ -15,11 +15,12 @@ _ALIKE = (
 )  # fmt: skip
 """Keys, and groups of keys, in which the seeds of one experiment may differ."""
 _GENERATED = {
-    "hypermarl.embedding_dim": {"hyper_mlp", "hyper_linear"},
     "hypermarl.context": {"hyper_mlp", "hyper_linear"},
     "hypermarl.hypernet_": {"hyper_mlp"},
 }
 """Keys, and groups of keys, that change nothing but where weights come from one of these."""
+_EMBEDDED = {None: {"hyper_mlp"}, "embedding": {"hyper_mlp", "hyper_linear"}}
+"""`hypermarl.context` -> who reads embeddings then."""
 _SHARINGS = ("hypermarl.sharing", "hypermarl.critic_sharing", "hypermarl.memory_encoder_sharing")
 _TASK = ("env", "env_config.")
 
@@ -140,6 +141,8 @@ def labels(configs: Sequence[Mapping[str, Any]], only_task: bool = False) -> lis
 def _counts(key: str, config: Mapping[str, Any]) -> bool:
     """Whether the key's value tells this config's experiment from others."""
     sharings = {config.get(name) for name in _SHARINGS}
+    if key == "hypermarl.embedding_dim":
+        return bool(sharings & _EMBEDDED.get(config.get("hypermarl.context"), set()))
     return not key.startswith(_ALIKE) and all(
         sharings & needed for start, needed in _GENERATED.items() if key.startswith(start)
     )

@@ -55,6 +55,8 @@ def test_keys_of_hypernetworks_count_where_there_are_some(tmp_path):
         ("none", 0, "hypermarl.sharing=none", "hypermarl.embedding_dim=4"),
         ("none_too", 1, "hypermarl.sharing=none", "hypermarl.embedding_dim=8", "hypermarl.hypernet_hidden=[32]"),
         ("critic", 0, "hypermarl.sharing=none", "hypermarl.critic_sharing=hyper_mlp", "hypermarl.embedding_dim=8"),
+        ("linear", 0, "hypermarl.sharing=hyper_linear", "hypermarl.embedding_dim=4"),
+        ("linear_too", 1, "hypermarl.sharing=hyper_linear", "hypermarl.embedding_dim=8"),
     ):
         write_run(tmp_path / name, *overrides, seed=seed)
     (task,), left_out = grouped(tmp_path)
@@ -63,6 +65,7 @@ def test_keys_of_hypernetworks_count_where_there_are_some(tmp_path):
         "sharing=hyper_mlp critic_sharing=null embedding_dim=8": ["large"],
         "sharing=none critic_sharing=null": ["none", "none_too"],
         "sharing=none critic_sharing=hyper_mlp embedding_dim=8": ["critic"],
+        "sharing=hyper_linear critic_sharing=null": ["linear", "linear_too"],
     }
     assert left_out == []
 
