@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sqlite3
 import traceback
 from pathlib import Path
 
@@ -79,8 +82,22 @@ class StoppedBySignal(HyperMARLError):  # noqa: N818  (not an error)
         return f"stopped by {signal.Signals(self.exit_status - 128).name}"
 
 
-def in_one_line(error: Exception, log: Path) -> str:
-    """What nobody foresaw, for a message. Its traceback goes to `log`, unless a full disk is what happened."""
+def no_space(error: BaseException | None) -> str | None:
+    """What a full disk, or a used up quota, says of itself, if one of those is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return os.strerror(error.errno)
+        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def in_one_line(error: Exception, log: Path, where: object = None) -> str:
+    """What nobody foresaw, for a message. Its traceback goes to `log`, unless a full disk is what happened, `where`."""
+    if full := no_space(error):
+        where = getattr(error, "filename", None) or where
+        return f"{'' if where is None else f'{where}: '}{full}; make room, then go on from what is saved"
     text = f"{type(error).__name__}: {error}"
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

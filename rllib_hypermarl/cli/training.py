@@ -69,7 +69,7 @@ def start_run(
             except HyperMARLError:
                 raise
             except Exception as error:
-                raise RunFailedError(in_one_line(error, run_dir / "error.txt")) from error
+                raise RunFailedError(in_one_line(error, run_dir / "error.txt", storage)) from error
             finally:
                 algo.stop()
             config = config or HyperMARLConfig.from_yaml(run_dir / "config.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from ..errors import StoppedBySignal
+from ..errors import StoppedBySignal, no_space
 from ..signals import StopSignals
 from ..storage import Storage
 from ..tuning.results import rank, short, table
@@ -37,6 +38,10 @@ def start_sweep(sweep: Sweep, storage: Storage, wait_for_nodes: float = 0.0) -> 
             study = run_sweep(sweep, storage, SweepReport(sweep), signals, wait_for_nodes)
         except StoppedBySignal as stopped:
             print(f"{stopped}; the same command goes on with the sweep in {storage}", file=sys.stderr)
+            raise
+        except Exception as error:
+            if full := no_space(error):  # the errors of SQLite and Tune do not say where
+                raise OSError(errno.ENOSPC, full, str(storage)) from error
             raise
         finally:
             storage.send()
@@ -93,7 +98,7 @@ class SweepReport(tune.Callback):
         self._newest.pop(number, None)
         lines = str(trial.get_error()).strip().splitlines()
         text = lines[-1][:300] if lines else "for no known reason"
-        self._say(f"candidate {number:04d} failed: {text}")
+        self._say(f"candidate {number:04d} failed: {text} (details in {trial.path}/error.txt)")
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False)

@@ -18,7 +18,7 @@ from ray.tune import PlacementGroupFactory
 from scipy.stats import trim_mean
 
 from ..env import nearest
-from ..errors import ConfigError, HyperMARLError
+from ..errors import ConfigError, HyperMARLError, no_space
 from ..rllib import checkpoints
 from ..rllib.config import HyperMARLConfig
 from ..rllib.grammar import read_yaml
@@ -27,7 +27,7 @@ from ..rllib.run_dir import RESULTS, RunDir
 from ..rllib.train import TrainingRun
 from ..storage import Storage
 from .spec import with_params
-from .study import ENV_STEPS, ERROR, FATAL, OBJECTIVE, PARAMS, SEED_VALUES, TRAINED, number_of
+from .study import ENV_STEPS, ERROR, FATAL, NO_SPACE, OBJECTIVE, PARAMS, SEED_VALUES, TRAINED, number_of
 
 CANDIDATES = "candidates"
 """Their directory, in the sweep's."""
@@ -60,8 +60,13 @@ class Candidate(tune.Trainable):
             return
         try:
             self._runs = [self._open(seed) for seed in config["seeds"]]
-        except HyperMARLError as error:  # a config that cannot be; nothing that a new attempt would change
-            self._error = {ERROR: str(error)}
+        except (HyperMARLError, OSError) as error:
+            if full := no_space(error):
+                self._error = {NO_SPACE: full}
+            elif isinstance(error, HyperMARLError):  # a config that cannot be; nothing that a new attempt would change
+                self._error = {ERROR: str(error)}
+            else:
+                raise
             return
         every = config["report_iterations"]
         self._next_report = (self._last().algo.iteration // every + 1) * every
@@ -84,8 +89,17 @@ class Candidate(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report, or for a second: who waits for a trial to stop waits no longer than that."""
-        if self._error is not None:
-            return {**self._result, **self._error, "done": True}
+        if self._error is None:
+            try:
+                self._train()
+                return {**self._result, TRAINED: self._last().algo.env_steps}
+            except OSError as error:
+                if (full := no_space(error)) is None:
+                    raise
+                self._error = {NO_SPACE: full}
+        return {**self._result, **self._error, "done": NO_SPACE not in self._error}
+
+    def _train(self) -> None:
         started = time.monotonic()
         while not self._is_due():
             self._last().iterate()
@@ -93,7 +107,6 @@ class Candidate(tune.Trainable):
                 break
         if self._is_due():
             self._report()
-        return {**self._result, TRAINED: self._last().algo.env_steps}
 
     def _last(self) -> TrainingRun:
         """The run that the others wait for."""
@@ -133,8 +146,12 @@ class Candidate(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        if self.config["save_when_stopped"]:
-            self._save()
+        if self.config["save_when_stopped"] and self._error is None:
+            try:
+                self._save()
+            except OSError as error:
+                if no_space(error) is None:  # otherwise it goes on from the checkpoint before
+                    raise
         self._close()
 
     def _close(self) -> None:

@@ -26,6 +26,8 @@ TRAINED = "trained_env_steps"
 """Key of a candidate's results: its env steps by now, where ENV_STEPS are those of its last values."""
 ERROR, FATAL = "error", "fatal"
 """Keys of a candidate's results, and of a trial's user attributes: why it failed, and why all others would."""
+NO_SPACE = "no_space"
+"""Key of a candidate's results: its disk is full. It has not failed, and goes on when there is room."""
 STUDY_FILE, STUDY_NAME = "study.db", "sweep"
 _PLACE = "place"  # of a candidate in a design
 

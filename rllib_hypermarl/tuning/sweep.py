@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import time
@@ -28,6 +29,7 @@ from .study import (
     ENV_STEPS,
     ERROR,
     FATAL,
+    NO_SPACE,
     OBJECTIVE,
     PARAMS,
     STUDY_FILE,
@@ -45,8 +47,8 @@ _SEND_SECONDS = _LOOK_SECONDS = 10.0
 
 
 class Stopping(tune.Stopper):
-    """Ends a session of a sweep early: a signal, the time budget, an error that every candidate would meet, or a Ray
-    without a living node, for which Tune would wait for ever.
+    """Ends a session of a sweep early: a signal, the time budget, an error that every candidate would meet, a full
+    disk, or a Ray without a living node, for which Tune would wait for ever.
 
     Trials that are stopped so stay unfinished, and go on in the sweep's next session.
     """
@@ -56,10 +58,12 @@ class Stopping(tune.Stopper):
         self._signals = signals
         self._looked = time.monotonic()
         self.error: str | None = None
+        self.no_space: str | None = None
         self.nodes_lost = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         self.error = self.error or result.get(FATAL)
+        self.no_space = self.no_space or result.get(NO_SPACE)
         return False
 
     def stop_all(self) -> bool:
@@ -67,7 +71,8 @@ class Stopping(tune.Stopper):
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
             self._looked = time.monotonic()
             self.nodes_lost = not any(node["Alive"] for node in ray.nodes())
-        return late or self._signals.received is not None or self.error is not None or self.nodes_lost
+        stopped = self._signals.received is not None or self.error is not None or self.no_space is not None
+        return late or stopped or self.nodes_lost
 
 
 def prepare(sweep: Sweep, directory: Path) -> None:
@@ -135,6 +140,7 @@ def run_sweep(
         ConfigError: the cluster could never run a candidate, or no candidate can work.
         StoppedBySignal: SIGINT or SIGTERM came; the same command goes on from there.
         RunFailedError: no node of Ray's is left.
+        OSError: a disk is full.
     """
     settings = sweep.settings
     directory = storage.path.absolute()
@@ -194,13 +200,15 @@ def run_sweep(
             verbose=0,
         ),
     )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `report` tells what fails; Tune would in tracebacks
     try:
         with signals.noted():
             tuner.fit()
     finally:
         requeue(study)
         write_results(sweep, study, storage)
+    if stopping.no_space:
+        raise OSError(errno.ENOSPC, stopping.no_space, str(storage))
     if stopping.error:
         raise ConfigError(stopping.error)
     if signals.received:
@@ -211,7 +219,7 @@ def run_sweep(
         )
     begun = candidates(study).values()
     if begun and all(trial.state == TrialState.FAIL for trial in begun):
-        raise ConfigError(f"no candidate can work: {next(iter(begun)).user_attrs.get(ERROR, 'see the errors above')}")
+        raise ConfigError(f"no candidate can work: {next(iter(begun)).user_attrs.get(ERROR, 'see above')}")
     return study
 
 

@@ -303,7 +303,7 @@ class TestRun:
 
         monkeypatch.setattr(HyperMARL, "training_step", fill)
         error = error_of(capfd, 1, "train", write_config(tmp_path), "--out", "run")
-        assert "OSError: [Errno 28] No space left on device" in error and "details" not in error
+        assert "run: No space left on device; make room" in error and "details" not in error
 
     def test_a_damaged_checkpoint_is_named(self, capfd, tmp_path):
         path = write_config(tmp_path)

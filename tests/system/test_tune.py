@@ -268,6 +268,26 @@ def test_two_drivers_do_not_work_on_one_sweep(tmp_path):
     assert driver.returncode == 130
 
 
+def test_a_sweep_whose_disk_is_full_goes_on_when_there_is_room(tmp_path):
+    search = {"training.lr": {"choice": [1e-3, 1e-2]}}
+    tune = {"sampler": "random", "max_concurrent": 1, "seeds": [0]}
+    path, directory = write_sweep(tmp_path, search, candidates=1, **tune), tmp_path / "sweep"
+    done = processes.run("tune", path, "--out", directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (full := directory / "candidates" / "0001" / "seed_0" / ".progress.csv").parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    path = write_sweep(tmp_path, search, candidates=2, **tune)
+    done = processes.run("tune", path, "--out", directory, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    full_disk = "No space left on device; make room, then go on from what is saved"
+    assert done.stderr.splitlines()[-1] == f"error: {directory}: {full_disk}"
+    assert [row["state"] for row in ranking(directory)] == ["done", "waiting"]
+    full.unlink()
+    done = processes.run("tune", path, "--out", directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted((row["candidate"], row["state"]) for row in ranking(directory)) == [(0, "done"), (1, "done")]
+
+
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(["tune", str(write_sweep(tmp_path, name="a.yaml")), "--out", str(tmp_path / "file" / "sweep")]) == 2
