@@ -60,7 +60,7 @@ class Setup:
 
 
 def our_config(setup: Setup, sharing: str) -> HyperMARLConfig:
-    """Of `tune_configs/dispersion.yaml`, but for what `setup` says."""
+    """Of `tune_configs/dispersion.yaml`, but for what `setup` says; its rate is constant."""
     same = ("lr", "gamma", "lambda_", "clip_param", "entropy_coeff", "vf_loss_coeff", "grad_clip")
     size = setup.num_envs * setup.length
     return (

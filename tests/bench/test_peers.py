@@ -152,7 +152,9 @@ def test_the_summary_and_the_table(race):
 
 def test_ours_is_the_shipped_config():
     shipped = HyperMARLConfig.from_yaml(ROOT / "tune_configs" / "dispersion.yaml").to_groups()
-    ours = our_config(Setup(128, 64, 8, 1, lr=3e-3), "hyper_mlp").to_groups()
+    ours = our_config(Setup(128, 64, 8, 1), "hyper_mlp").to_groups()
+    for groups in (shipped, ours):
+        groups["training"].pop("lr")  # constant here, for BenchMARL's sake
     assert {key for key in shipped if shipped[key] != ours.get(key)} <= {"run", "evaluation"}
 
 
