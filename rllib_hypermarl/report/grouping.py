@@ -160,6 +160,8 @@ def _text(value: Any) -> str:
     """A value in a label: without spaces, which part keys, and commas, which other tools part labels at."""
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):  # a schedule
+        return ";".join(":".join(map(_text, item)) for item in value)
     if isinstance(value, list):
         return "x".join(_text(item) for item in value)
     if isinstance(value, str):

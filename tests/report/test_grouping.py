@@ -110,6 +110,8 @@ def test_a_sweep_is_its_candidates_runs_and_not_the_copy_of_the_best(tmp_path):
 def test_labels_name_keys_in_full_where_short_ones_are_alike():
     configs = [{"env": "e", "a.x": x, "b.x": [1, y], "c.y": {"k": "v"}} for x, y in ((1.5e-4, 2), (None, True))]
     assert [label for label, _ in labels(configs)] == ["a.x=0.00015 b.x=1x2", "a.x=null b.x=1xtrue"]
+    schedules = [{"env": "e", "a.lr": lr} for lr in (0.001, [[0, 0.001], [5000, 1e-4]])]
+    assert [label for label, _ in labels(schedules)] == ["lr=0.001", "lr=0:0.001;5000:0.0001"]
 
 
 @pytest.mark.usefixtures("no_figures")
