@@ -5,11 +5,19 @@ Exit status: 0 done, 1 failed, 2 bad config or argument, 130 or 143 stopped by a
 
 from __future__ import annotations
 
+import os
 import sys
+
+# How often GNU OpenMP's threads, torch's on Linux, look for work before they sleep: 300,000 times if nobody says so.
+# Where another process has one of the CPUs, that takes most of training's speed; this little takes almost none of it,
+# there or on an idle machine (docs/results/threads.json). Read once, when torch loads.
+SPIN_COUNT = "1000"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status. Errors are one line on stderr."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     from .cli import run
 
     return run(sys.argv[1:] if arguments is None else arguments)

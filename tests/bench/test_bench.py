@@ -5,11 +5,12 @@ import math
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
 from rllib_hypermarl import HyperMARLConfig
-from rllib_hypermarl.bench import measure, nodes, plot, scaling, throughput
+from rllib_hypermarl.bench import measure, nodes, plot, scaling, threads, throughput
 from rllib_hypermarl.bench.bare import BarePPO, Settings
 from tests.helpers import environment, game, weights
 
@@ -100,6 +101,23 @@ def test_scaling():
         assert entry["ratio"]["full"] == 1
     assert "at most" in scaling.table(results)
     assert json.loads(json.dumps(results)) == results
+
+
+def test_the_threads_bench_compares_within_a_round_and_its_other_work_ends(monkeypatch):
+    at_work = []
+
+    def speed(override, spin_count, config, overrides):
+        at_work.append(len(psutil.Process().children()))
+        return {"run.torch_threads=1": 10.0}.get(override, 40.0 if spin_count == threads.SPIN_COUNT else 5.0)
+
+    before = len(psutil.Process().children())
+    monkeypatch.setattr(threads, "speed", speed)
+    rows = threads.measure(2)
+    cpus = measure.machine()["cpus"]
+    assert [row["busy_processes"] for row in rows] == [0, 0, 0, cpus, cpus, cpus]
+    assert [row["to_one_thread"] for row in rows] == [1, 0.5, 4, 1, 0.5, 4]
+    assert at_work == [before] * 6 + [before + cpus] * 6
+    assert len(psutil.Process().children()) == before
 
 
 def test_scaling_gives_every_agent_gradients_and_the_loss_is_one_number():

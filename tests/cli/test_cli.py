@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rllib_hypermarl import HyperMARLConfig
+from rllib_hypermarl.__main__ import SPIN_COUNT
 from rllib_hypermarl.cli import run
 from rllib_hypermarl.rllib import checkpoints
 from tests.helpers import STEPS, environment, rows, write_config
@@ -114,6 +115,20 @@ def test_help_is_instant_and_needs_no_ray():
     assert (done.returncode, done.stderr) == (2, "")
     names = ("train", "resume", "evaluate", "export", "inspect", "envs", "bench", "report")
     assert all(name in done.stdout for name in names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU OpenMP on Linux")
+@pytest.mark.parametrize(
+    ("user", "expected"), [({}, SPIN_COUNT), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_torch_s_threads_do_not_spin_for_long_unless_the_user_says_so(user, expected):
+    code = "from rllib_hypermarl.__main__ import main; main(['--help']); import torch"
+    unset = [f"--unset={key}" for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")]
+    done = subprocess.run(
+        ["env", *unset, *(f"{key}={value}" for key, value in user.items()), sys.executable, "-c", code],
+        text=True, capture_output=True, env=environment(OMP_DISPLAY_ENV="VERBOSE"), timeout=60, check=True,
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------- what needs no training

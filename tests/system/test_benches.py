@@ -2,8 +2,9 @@
 
 import pytest
 
-from rllib_hypermarl.bench import actors, tune
+from rllib_hypermarl.bench import actors, threads, tune
 from rllib_hypermarl.bench.throughput import Work
+from tests.helpers import STEPS, write_config
 
 pytestmark = pytest.mark.system
 TOY = Work(4, 8, 2, pairs=2, env="games/specialisation", env_config={"n_agents": 4, "horizon": 5})
@@ -25,3 +26,8 @@ def test_the_actors_bench_has_every_set_up_of_a_work():
     for setup in entry["setups"].values():
         assert setup["env_steps_per_second"] > 0 and set(setup["seconds"]) == {"sample", "update", "sync", "other"}
     assert "2 runners, 2 learners" in actors.table([entry])
+
+
+def test_the_threads_bench_trains(tmp_path):
+    config = str(write_config(tmp_path))
+    assert threads.speed("run.torch_threads=1", "7", config, [f"run.stop_env_steps={4 * STEPS}"]) > 0
