@@ -79,7 +79,7 @@ def measure(rounds: int, config: str = CONFIG, overrides: Sequence[str] = OVERRI
 
 
 def main() -> None:
-    rows = measure(rounds=3)
+    rows = measure(rounds=2)
     print(json.dumps({"machine": machine(), "config": CONFIG, "overrides": OVERRIDES, "rows": rows}, indent=1))
 
 
