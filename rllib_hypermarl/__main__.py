@@ -9,8 +9,8 @@ import os
 import sys
 
 # How often GNU OpenMP's threads, torch's on Linux, look for work before they sleep: 300,000 times if nobody says so.
-# Where another process has one of the CPUs, that takes most of training's speed; this little takes almost none of it,
-# there or on an idle machine (docs/results/threads.json). Read once, when torch loads.
+# Where other processes have the CPUs, that leaves a fifth of one thread's speed; this leaves three quarters, and on an
+# idle machine it costs nothing that could be measured (docs/results/threads.json). Read once, when torch loads.
 SPIN_COUNT = "1000"
 
 
