@@ -124,7 +124,7 @@ def test_parameter_totals_on_dispersion_are_the_papers(sharing, total):
 def test_generated_networks_are_fewer_parameters_than_separate_ones_from_66_agents_on(agents, generated, separate):
     for sharing, total in (("hyper_mlp", generated), ("none", separate)):
         heads = {"actor": HeadSpec(16, 9, (64, 64), sharing), "critic": HeadSpec(16, 1, (64, 64), sharing)}
-        net = TeamNet(ModelSpec(tuple(map(str, range(agents))), tuple(range(agents)), heads))
+        net = TeamNet(ModelSpec(tuple(map(str, range(agents))), tuple(range(agents)), heads), draw=False)
         assert net.parameter_counts()["total"] == total
 
 
