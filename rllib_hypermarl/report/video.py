@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,22 @@ def film_teams(algos: Sequence[HyperMARL], path: Path, *, episodes: int, seed: i
     Raises:
         EnvError: their env has no pictures.
     """
-    names = labels([dotted(algo.config.to_groups()) for algo in algos])
     films = []
-    for algo, (label, _) in zip(algos, names, strict=True):
+    for algo, title in zip(algos, titles([dotted(algo.config.to_groups()) for algo in algos]), strict=True):
         runner = algo.env_runner
         env = runner.make_batched_env(1)
-        films.append(film(runner.net, env, episodes, seed=seed, title=label if len(algos) > 1 else runner.env_name))
+        films.append(film(runner.net, env, episodes, seed=seed, title=title))
         env.close()
     write_video(films, path)
+
+
+def titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells films of these configs apart, their tasks included; of a single one, its env."""
+    if len(configs) == 1:
+        return [configs[0]["env"]]
+    envs = [config["env"] if len({config["env"] for config in configs}) > 1 else "" for config in configs]
+    tasks, others = ([label for label, _ in labels(configs, only_task)] for only_task in (True, False))
+    return [" ".join(filter(None, parts)) for parts in zip(envs, tasks, others, strict=True)]
 
 
 def film(net: TeamNet, env: BatchedEnv, episodes: int, *, seed: int, title: str) -> Film:

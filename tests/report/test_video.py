@@ -12,7 +12,7 @@ from rllib_hypermarl import env as envs
 from rllib_hypermarl.env import Mark, Wrapper
 from rllib_hypermarl.errors import EnvError, ReportError
 from rllib_hypermarl.nets import TeamNet
-from rllib_hypermarl.report.video import _limits, check_video, film, write_video
+from rllib_hypermarl.report.video import _limits, check_video, film, titles, write_video
 
 
 def team(name, **env_config):
@@ -156,3 +156,19 @@ def test_what_cannot_be_filmed_is_said(tmp_path):
         (tmp_path / "directory.gif").mkdir(exist_ok=True)
         with pytest.raises(ReportError, match="cannot be written"):
             check_video(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- titles
+
+
+@pytest.mark.parametrize(
+    "configs, expected",
+    [
+        ([{"env_config.n": 2}], ["vmas/goal"]),
+        ([{"hypermarl.sharing": "none"}, {"hypermarl.sharing": "full"}], ["sharing=none", "sharing=full"]),
+        ([{"env_config.n": 2}, {"env_config.n": 3}], ["n=2 sharing=full", "n=3 sharing=full"]),
+        ([{}, {"env": "vmas/wheel"}], ["vmas/goal sharing=full", "vmas/wheel sharing=full"]),
+    ],
+)
+def test_films_are_named_by_what_differs(configs, expected):
+    assert titles([{"env": "vmas/goal", "hypermarl.sharing": "full", **config} for config in configs]) == expected
