@@ -46,7 +46,7 @@ def build(memory):
         .multi_agent(policies=agents, policy_mapping_fn=lambda agent, *_, **__: agent)
         .rl_module(rl_module_spec=spec)
         .learners(learner_class=Canary)
-        .training(train_batch_size_per_learner=512, minibatch_size=64, num_epochs=4, lr=3e-3, gamma=0.99)
+        .training(train_batch_size_per_learner=512, minibatch_size=64, num_epochs=4, lr=1e-3, gamma=0.99)
         .training(use_kl_loss=False, entropy_coeff=0.01, grad_clip=0.5)
         .debugging(seed=0)
     ).build_algo()
@@ -58,7 +58,7 @@ def test_a_game_that_takes_memory_is_learnt_with_it_alone(memory, tmp_path):
     algo, returns = build(memory), []
     while len(returns) < (60 if memory else 20) and max(returns, default=0) < 1.9:  # of 2 at best; chance is 1
         returns.append(algo.train()["env_runners"]["episode_return_mean"])
-    # A dozen iterations mostly do it. How many is not the same in every process: RLlib walks over sets of names.
+    # 7 or 17 iterations, by PYTHONHASHSEED: RLlib walks over sets of names. At a rate of 3e-3 one of the two never did.
     assert returns[-1] >= 1.9 if memory else max(returns[-5:]) < 1.3, returns
     algo.save_to_path(tmp_path / "algo")
     restored = Algorithm.from_checkpoint(str(tmp_path / "algo"))
