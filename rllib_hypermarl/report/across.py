@@ -50,7 +50,8 @@ def figure_over(tasks: _Tasks, key: str) -> bytes:
             axes.set_ylabel("last greedy return per agent")
             axes.set_title(title)
             axes.grid(alpha=0.25)
-        legend(figure, grid[0][0], "bars: 95 % interval over seeds")
+        stars = any(group["reference"] for task in drawn for group in task["groups"])
+        legend(figure, grid[0][0], f"bars: 95 % interval over seeds{'; stars: figures of others' if stars else ''}")
         return png(figure)
 
 
@@ -77,17 +78,19 @@ def _name(task: Mapping[str, Any], group: Mapping[str, Any]) -> str:
 
 
 def _line(axes: Axes, tasks: _Tasks, key: str, name: str, index: int, count: int) -> None:
-    """One group's returns and intervals. Args: index: of it among `count`, which stand beside one another."""
-    finals = [
-        (task["env_config"][key], group["final"]["evaluated"] or group["final"]["greedy"])
-        for task in tasks
+    """One group's returns and intervals, and others' figures of it. Args: index: of it among `count`, side by side."""
+    groups = [
+        (task["env_config"][key] * 2 ** (_BESIDE * (index - (count - 1) / 2)), group)
+        for task in sorted(tasks, key=lambda task: task["env_config"][key])
         for group in task["groups"]
         if _name(task, group) == name
     ]
-    points = sorted(((x, final) for x, final in finals if final), key=lambda point: point[0])
-    xs = [x * 2 ** (_BESIDE * (index - (count - 1) / 2)) for x, _ in points]
-    means = [final["iqm"] for _, final in points]
+    finals = [(x, final) for x, group in groups if (final := group["final"]["evaluated"] or group["final"]["greedy"])]
+    xs, means = [x for x, _ in finals], [final["iqm"] for _, final in finals]
     axes.plot(xs, means, label=name, marker=marker(index), markersize=4, linewidth=1.2, **style(index))
-    for x, (_, final) in zip(xs, points, strict=True):
+    theirs = [(x, group["reference"]["value"]) for x, group in groups if group["reference"]]
+    stars = {"marker": "*", "markersize": 8, "markeredgecolor": "black", "markeredgewidth": 0.5, "linewidth": 0.5}
+    axes.plot([x for x, _ in theirs], [value for _, value in theirs], **stars, **style(index))
+    for x, final in finals:
         if final["low"] is not None:
             axes.plot([x, x], [final["low"], final["high"]], color=style(index)["color"], linewidth=1.0)

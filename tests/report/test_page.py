@@ -10,6 +10,7 @@ from PIL import Image
 from rllib_hypermarl.errors import ReportError
 from rllib_hypermarl.report.across import figure_over
 from rllib_hypermarl.report.numbers import report_numbers
+from rllib_hypermarl.report.reference import Reference
 from rllib_hypermarl.report.write import write_report
 from tests.report.stores import grouped, write_run
 
@@ -66,8 +67,15 @@ def test_final_returns_are_drawn_over_a_number_of_the_env(tmp_path):
                     write_run(tmp_path / f"runs/{n}-{horizon}-{mode}-{seed}", *env, seed=seed, rows=2)
     tasks, _ = grouped(tmp_path / "runs")
     told = report_numbers(tasks, [])["tasks"]
-    with Image.open(BytesIO(figure_over(told, "n_agents"))) as image:
+    own = figure_over(told, "n_agents")
+    with Image.open(BytesIO(own)) as image:
         assert image.width > 1000
+    path = tmp_path / "others.yaml"
+    for mode in ("full", "none"):  # the figure is about nobody here; about one group of every task
+        about = f"env: {tasks[0].env}, config: {{hypermarl.sharing: {mode}}}"
+        path.write_text(f"{{name: them, figures: [{{{about}, value: 2, source: x}}]}}")
+        beside = report_numbers(tasks, [], reference=Reference.from_yaml(path))["tasks"]
+        assert (figure_over(beside, "n_agents") == own) == (mode == "full")
     for wrong in ("n_foods", "horizons"):
         with pytest.raises(ReportError, match=f"--over {wrong}: no two tasks differ"):
             figure_over(told, wrong)
