@@ -95,7 +95,7 @@ def test_what_was_kept_of_a_store_gives_the_same_numbers_and_is_small(store, mad
 
 
 def test_committed_runs_give_the_committed_numbers(monkeypatch):
-    """One group of them, for the time it takes; `report` on each `runs` of docs/results does it all."""
+    """One group of them, for the time it takes; tests/system/test_results.py does it for every page."""
     monkeypatch.setattr(statistics, "REPS", 2000)
     study = ROOT / "docs/results/recall"
     told = json.loads((study / "report.json").read_text())
